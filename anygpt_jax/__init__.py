@@ -1,0 +1,1 @@
+"""Any-to-any language models in JAX."""

@@ -1,0 +1,51 @@
+"""Packages: anygpt_jax (language model) and anygpt_tokenizers (codecs, in tokenizers/)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="anygpt_jax",
+    version="0.1.0",
+    description="Any-to-any language models in JAX: one decoder reads and writes text, images, speech and music.",
+    python_requires=">=3.11",
+    packages=find_packages(include=["anygpt_jax", "anygpt_jax.*"])
+    + [
+        "anygpt_tokenizers" + ("." + name if name else "")
+        for name in ["", *find_packages("tokenizers/anygpt_tokenizers")]
+    ],
+    package_dir={"anygpt_tokenizers": "tokenizers/anygpt_tokenizers"},
+    package_data={
+        "anygpt_jax": ["assets/*", "assets/**/*"],
+        "anygpt_tokenizers": ["weights/**/*"],
+    },
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10,<0.13",
+        "librosa",
+        "ml-collections",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "rich",
+        "safetensors",
+        "sentencepiece",
+        "soundfile",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "tqdm",
+        # The small world: its voices, its digits and its judges.
+        "espeakng-loader",
+        "pocketsphinx",
+        "scikit-image",
+        "scikit-learn",
+    ],
+    extras_require={
+        "test": ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
+        "parity": ["torch==2.13.0", "transformers"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+    },
+)

@@ -1,0 +1,66 @@
+"""What every entry point shares: configs as flags, and one clear sentence for a user's mistake."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+
+class UserError(Exception):
+    """A mistake of the person at the keyboard: what is wrong, where, and what to do, in one sentence."""
+
+
+def load_config(path: str) -> config_dict.ConfigDict:
+    """Calls `get_config(arg)` of a config file given as `file.py` or `file.py:arg`."""
+    file, _, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise UserError(f"There is no config file {file!r}; give one such as configs/tiny.py.")
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} has no function get_config(arg), so it is not a config.")
+    try:
+        config = module.get_config(argument)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file} does not know the argument {argument!r}: {error}.") from error
+    return config.lock() if isinstance(config, config_dict.ConfigDict) else config
+
+
+def define_config_flag(name: str = "config", default: str | None = None, help: str = "config file") -> None:
+    """Defines `--config=FILE[:ARG]` and `--config.field=value` (any field of the config)."""
+    config_flags.DEFINE_config_file(name, default, f"{help}: FILE.py or FILE.py:ARGUMENT", lock_config=True)
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Parses the flags, calls `main(positional arguments)` and exits; a UserError exits with 2.
+
+    Also caught: an unknown flag, an unknown config field, a value of the wrong type.
+    """
+    argv = sys.argv if argv is None else argv
+    program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else argv[0]
+    try:
+        try:
+            positional = flags.FLAGS(argv)[1:]
+        except flags.Error as error:
+            raise UserError(f"{error} (see {program} --help)") from error
+        except (AttributeError, KeyError) as error:
+            raise UserError(f"Unknown config field: {_first_line(error)} (see the config file).") from error
+        except (TypeError, ValueError, FileNotFoundError) as error:
+            raise UserError(f"Unusable config: {_first_line(error)}") from error
+        status = main(positional)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    return text.strip().splitlines()[0]
