@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up the environment and runs the tests.
+# usage: bash launch/test.sh [--parity] [arguments of pytest]
+#   --parity   also installs torch and transformers and runs the comparisons with the original implementations
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if [ "${1:-}" = "--parity" ]; then
+  shift
+  setup_environment "test,parity"
+  exec python -m pytest "$@"
+fi
+setup_environment "test"
+exec python -m pytest -m "not parity" "$@"
