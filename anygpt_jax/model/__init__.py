@@ -1,0 +1,1 @@
+"""The decoder: its sizes, its layers, its attention and its loss."""

@@ -1,0 +1,110 @@
+"""Sizes and numerics of the decoder, with the presets that configs name."""
+
+import dataclasses
+
+REMAT_POLICIES = ("none", "full", "dots", "projections")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that decides the decoder's parameters and its arithmetic.
+
+    Attributes:
+      vocab_size: rows of both vocabulary tables, padded to a multiple that every mesh divides.
+      num_real_rows: rows that are real; the rest never get probability.
+      embed_dim, num_layers, num_heads, num_kv_heads, head_dim, hidden_dim: the architecture (LLaMA-2;
+        num_kv_heads < num_heads is grouped-query attention).
+      rope_theta, norm_eps: constants of the rotary embedding and of RMSNorm.
+      dtype: of activations and of matrix products. param_dtype: of the stored parameters.
+      remat_policy: what the backward pass recomputes, one of REMAT_POLICIES.
+      scan_unroll: layers per iteration of the scan over layers; num_layers removes the loop (fast for a
+        tiny model on a CPU), 1 keeps the program small (a deep model).
+      loss_tile: positions per row whose logits exist at one time in the loss.
+    """
+
+    vocab_size: int
+    num_real_rows: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat_policy: str = "none"
+    scan_unroll: int = 1
+    loss_tile: int = 128
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even for the rotary embedding")
+        if not 0 < self.num_real_rows <= self.vocab_size:
+            raise ValueError(f"{self.num_real_rows} real rows do not fit a table of {self.vocab_size} rows")
+        if self.remat_policy not in REMAT_POLICIES:
+            raise ValueError(f"remat_policy {self.remat_policy!r} is none of {', '.join(REMAT_POLICIES)}")
+        if self.num_layers % self.scan_unroll:
+            raise ValueError(f"scan_unroll {self.scan_unroll} does not divide num_layers {self.num_layers}")
+
+    @classmethod
+    def preset(cls, name: str, *, vocab_size: int, num_real_rows: int, **overrides) -> "DecoderConfig":
+        """The named size with any field overridden; ValueError for a name or field that does not exist."""
+        if name not in PRESETS:
+            raise ValueError(f"there is no model preset {name!r}; the presets are {', '.join(PRESETS)}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(overrides) - fields)
+        if unknown:
+            raise ValueError(
+                f"the model has no field {unknown[0]!r}; its fields are {', '.join(sorted(fields))}"
+            )
+        return cls(**{**PRESETS[name], "vocab_size": vocab_size, "num_real_rows": num_real_rows, **overrides})
+
+    @property
+    def num_matmul_parameters(self) -> int:
+        """Parameters that a token meets in a matrix product: all but the input table and the norms."""
+        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        mlp = 3 * self.embed_dim * self.hidden_dim
+        return self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
+
+    def train_flops_per_token(self, seq_len: int) -> float:
+        """Model FLOPs of one trained token, forward and backward (PaLM's convention, appendix B, made causal).
+
+        6 per matrix parameter, and 6 · layers · heads · head_dim · seq_len for attention (two products of a query
+        with seq_len / 2 keys on average). Recomputation does not count.
+        """
+        attention = 6 * self.num_layers * self.num_heads * self.head_dim * seq_len
+        return 6.0 * self.num_matmul_parameters + attention
+
+    def to_dict(self) -> dict:
+        """Plain JSON values; `DecoderConfig(**d)` restores it."""
+        return dataclasses.asdict(self)
+
+
+PRESETS = {
+    # For tests: every feature present (grouped-query heads, two layers), nothing large.
+    "dummy": dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=64),
+    # The quickstart's: 256 wide, learns the small world in minutes on two cores.
+    "tiny": dict(
+        embed_dim=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64, hidden_dim=704, scan_unroll=4
+    ),
+    # The shipped small-world model's.
+    "small": dict(
+        embed_dim=384, num_layers=8, num_heads=6, num_kv_heads=6, head_dim=64, hidden_dim=1024, scan_unroll=8
+    ),
+    # LLaMA-2-7B (arXiv 2307.09288), which AnyGPT starts from.
+    "llama2-7b": dict(
+        embed_dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        hidden_dim=11008,
+        dtype="bfloat16",
+        remat_policy="projections",
+        loss_tile=512,
+    ),
+}

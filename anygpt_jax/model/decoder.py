@@ -1,0 +1,242 @@
+"""The decoder: LLaMA-2 (arXiv 2307.09288) in Flax Linen, layers stacked by a scan.
+
+Einsum letters: B batch, T positions, D embed_dim, N query heads, K key/value heads, H head_dim, F hidden_dim,
+V vocab_size. Every parameter and activation carries logical axis names; a config's rules map them to a mesh.
+"""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from anygpt_jax.model import attention
+from anygpt_jax.model.config import DecoderConfig
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the slots written so far, for incremental decoding.
+
+    All rows of a batch write the same slots; shorter prompts are padded on the left with segment id 0.
+
+    Attributes:
+      keys, values: [layers, B, S, K, H] in the decoder's dtype, keys already rotated.
+      segment_ids: int32 [B, S]; -1 marks a slot that is not written.
+      next_position: int32 [B], the position of each row's next token.
+      index: int32 scalar, the next slot to write.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    segment_ids: jax.Array
+    next_position: jax.Array
+    index: jax.Array
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
+    """An empty cache of `length` slots for `batch` rows."""
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, config.dtype),
+        values=jnp.zeros(shape, config.dtype),
+        segment_ids=jnp.full((batch, length), -1, jnp.int32),
+        next_position=jnp.zeros((batch,), jnp.int32),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis, computed in float32."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        initializer = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", initializer, (x.shape[-1],), self.config.param_dtype)
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map without bias, `einsum(equation, x, kernel)`.
+
+    Attributes:
+      shape, axes: of the kernel. fan_in: the number of summed inputs, which sets the initial scale.
+    """
+
+    config: DecoderConfig
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    fan_in: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.fan_in**-0.5), self.axes)
+        kernel = self.param("kernel", initializer, self.shape, self.config.param_dtype)
+        return jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions; writes the cache where there is one."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, keys_and_values, layer, slot, rope, mask):
+        c = self.config
+
+        def heads(name: str, count: int, axis: str) -> jax.Array:
+            shape, axes = (c.embed_dim, count, c.head_dim), ("embed", axis, "head_dim")
+            out = Projection(c, "BTD,DNH->BTNH", shape, axes, c.embed_dim, name=name)(x)
+            out = nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
+            return checkpoint_name(out, name)
+
+        query = attention.apply_rope(heads("query", c.num_heads, "heads"), rope)
+        key = attention.apply_rope(heads("key", c.num_kv_heads, "kv_heads"), rope)
+        value = heads("value", c.num_kv_heads, "kv_heads")
+        if keys_and_values is not None:
+            start = (layer, 0, slot, 0, 0)
+            keys_and_values = tuple(
+                jax.lax.dynamic_update_slice(stored, new[None], start)
+                for stored, new in zip(keys_and_values, (key, value), strict=True)
+            )
+            key, value = (stored[layer] for stored in keys_and_values)
+        mixed = attention.attend(query, key, value, mask)  # [B, T, N, H]
+        shape = (c.num_heads, c.head_dim, c.embed_dim)
+        axes, fan_in = ("heads", "head_dim", "embed"), c.num_heads * c.head_dim
+        out = Projection(c, "BTNH,NHD->BTD", shape, axes, fan_in * 2 * c.num_layers, name="output")(mixed)
+        return checkpoint_name(out, "output"), keys_and_values
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        shape, axes = (c.embed_dim, c.hidden_dim), ("embed", "mlp")
+        gate = Projection(c, "BTD,DF->BTF", shape, axes, c.embed_dim, name="gate")(x)
+        up = Projection(c, "BTD,DF->BTF", shape, axes, c.embed_dim, name="up")(x)
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        hidden = nn.with_logical_constraint(jax.nn.silu(gate) * up, ("batch", "length", "act_mlp"))
+        fan_in = c.hidden_dim * 2 * c.num_layers
+        out = Projection(c, "BTF,FD->BTD", shape[::-1], axes[::-1], fan_in, name="down")(hidden)
+        return checkpoint_name(out, "down")
+
+
+class Layer(nn.Module):
+    """One pre-norm residual block, in the form that `nn.scan` wants: (carry, layer index, …) → (carry, None)."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, slot, rope, mask):
+        x, keys_and_values = carry  # [B, T, D]
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        mixed, keys_and_values = Attention(self.config, name="attention")(
+            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, mask
+        )
+        x = x + mixed
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return (x, keys_and_values), None
+
+
+def _rematerialised(policy: str) -> type[nn.Module]:
+    """Layer under the named policy (DecoderConfig.remat_policy)."""
+    if policy == "none":
+        return Layer
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "projections": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "output"),
+    }
+    return nn.remat(Layer, policy=policies[policy], prevent_cse=False)
+
+
+class Decoder(nn.Module):
+    """The whole language model over one vocabulary of text and media codes."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), c.param_dtype)
+        self.layers = nn.scan(
+            _rematerialised(c.remat_policy),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            unroll=c.scan_unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = RMSNorm(c)
+        head = nn.with_logical_partitioning(nn.initializers.normal(c.embed_dim**-0.5), ("embed", "vocab"))
+        self.unembedding = self.param("unembedding", head, (c.embed_dim, c.vocab_size), c.param_dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs the layers.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [B, T] of the rotary embedding; by default each row counts on from its cache, or from 0,
+            over the tokens whose segment is not 0.
+          segment_ids: int32 [B, T], by default all 1. A token reads only its own segment; 0 is padding.
+          cache: where given, the T tokens are written to its next T slots (the caller sees to it that they exist)
+            and read everything before them.
+        Returns:
+          hidden [B, T, D] after the final norm, for `logits` or for the tiled loss; and the new cache, or None.
+        """
+        c = self.config
+        segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        if positions is None:
+            first = 0 if cache is None else cache.next_position[:, None]
+            positions = first + jnp.cumsum(segment_ids > 0, axis=1, dtype=jnp.int32) - 1
+        table = nn.with_logical_constraint(self.embedding, ("vocab", "act_embed"))
+        x = jnp.take(table, tokens, axis=0).astype(c.dtype)
+        slot = 0 if cache is None else cache.index
+        key_segments, keys_and_values = segment_ids, None
+        if cache is not None:
+            key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
+            keys_and_values = (cache.keys, cache.values)
+        rope = attention.rope_tables(positions, c.head_dim, c.rope_theta)
+        mask = attention.visible(segment_ids, key_segments, slot)
+        (x, keys_and_values), _ = self.layers(
+            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, mask
+        )
+        if cache is not None:
+            cache = Cache(*keys_and_values, key_segments, positions[:, -1] + 1, slot + tokens.shape[1])
+        return self.final_norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 [..., V] of hidden [..., D]; rows that pad the vocabulary are at MASKED."""
+        c = self.config
+        out = jnp.einsum(
+            "...D,DV->...V", hidden, self.unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        return jnp.where(jnp.arange(c.vocab_size) < c.num_real_rows, out, attention.MASKED)
+
+
+def init_params(config: DecoderConfig, seed: int) -> Any:
+    """Fresh parameters, a plain nested dict. Wrapped in `jax.eval_shape` it costs nothing."""
+    return nn.unbox(init_boxed_params(config, seed))
+
+
+def init_boxed_params(config: DecoderConfig, seed: int) -> Any:
+    """The same with each leaf boxed beside its logical axis names."""
+    return Decoder(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
