@@ -1,7 +1,7 @@
-"""Prompts: how text and media become one document of ids, and which of them the model is asked to produce.
+"""Prompts: how text and media become one document of ids, and which of those the model is asked to produce.
 
-Two forms: the pair templates of pre-training (an instruction, one medium, one text) and chat. Documents are built
-from segments, never by searching strings, so nothing that a user types can become a control token.
+Two forms: the pair templates of pre-training (an instruction, one medium, one text) and chat. Documents are
+built from segments, never by searching strings, so nothing that a user types can become a control token.
 """
 
 import dataclasses
@@ -88,9 +88,9 @@ def pair_document(
 ) -> Document:
     """A training document from a text and the codes [F, K] of a medium.
 
-    `source` and `target` are "text" and a modality, in either order. To text: `<s>[Human]: {instruction} {codes}<eoh>
-    [MMGPT]: {text}<eos></s>`; from text: `<s>[Human]: {instruction} This is input: {text}<eoh> [MMGPT]: {codes}<eos></s>`.
-    The answer starts after `[MMGPT]:`.
+    `source` and `target` are "text" and a modality, in either order. To text: `<s>[Human]: {instruction}
+    {codes}<eoh> [MMGPT]: {text}<eos></s>`; from text: `<s>[Human]: {instruction} This is input: {text}<eoh>
+    [MMGPT]: {codes}<eos></s>`. The answer starts after `[MMGPT]:`.
     """
     modality = _other_than_text(source, target)
     media, words = Segment(codes, modality), Segment(text)
@@ -111,7 +111,7 @@ def pair_prompt(
     content: str | np.ndarray,
     instruction: str,
 ) -> np.ndarray:
-    """Ids int32 [N] of the same document up to and including `[MMGPT]:`; `content` is text or codes [F, K]."""
+    """Ids int32 [N] of that document up to and including `[MMGPT]:`; `content` is text or codes [F, K]."""
     _other_than_text(source, target)
     builder = _pair_builder(vocabulary, text_tokenizer, source, Segment(content, source), instruction)
     builder.text(":", PROMPT)
@@ -119,7 +119,7 @@ def pair_prompt(
 
 
 def answer_prefix(vocabulary: Vocabulary, text_tokenizer: TextTokenizer, target: str) -> np.ndarray:
-    """The ids int32 that always come first in an answer: a lone `▁` and the start tag; none when the target is text."""
+    """The ids int32 that start every answer: a lone `▁` and the start tag; none when the target is text."""
     if target == TEXT:
         return np.zeros(0, np.int32)
     cue, run = text_tokenizer.encode_run(":"), text_tokenizer.encode_run(": ")
@@ -160,13 +160,13 @@ def chat_prompt(
 
 
 class Instructions:
-    """Instruction lists per direction. `x_to_text` and `text_to_x` map a modality, or "default", to its list."""
+    """Instructions per direction: `x_to_text` and `text_to_x` map a modality, or "default", to a list."""
 
     def __init__(self, x_to_text: Mapping[str, Sequence[str]], text_to_x: Mapping[str, Sequence[str]]):
         self._x_to_text, self._text_to_x = x_to_text, text_to_x
 
     def of(self, source: str, target: str) -> list[str]:
-        """The list of a direction such as ("image", "text"); a modality without one takes the default list."""
+        """The list of a direction such as ("image", "text"); a modality without one takes the default."""
         modality = _other_than_text(source, target)
         lists = self._x_to_text if target == TEXT else self._text_to_x
         if modality not in lists and "default" not in lists:
@@ -262,7 +262,8 @@ class _Builder:
         if not self._run:
             return
         ids = self._tokenizer.encode_run("".join(text for text, _ in self._run))
-        # A run changes its role at most once, from prompt to answer; the prompt's part is encoded alone, as at inference.
+        # A run changes its role at most once, from prompt to answer; the prompt's part is encoded alone, as
+        # at inference.
         prompt = "".join(text for text, role in self._run if role == PROMPT)
         boundary = (
             _common_prefix(ids, self._tokenizer.encode_run(prompt))
@@ -303,7 +304,8 @@ def _chat_builder(
         expected = (USER_ROLE, ASSISTANT_ROLE)[index % 2]
         if message.role != expected:
             raise UserError(
-                f"Message {index + 1} of a chat is by {message.role!r}; user and assistant must alternate, the user first."
+                f"Message {index + 1} of a chat is by {message.role!r}; "
+                "user and assistant must alternate, the user first."
             )
         builder.text("\n", PROMPT)
         if message.role == USER_ROLE:

@@ -42,8 +42,8 @@ def string_to_codes(vocabulary: Vocabulary, modality: str, string: str) -> np.nd
 def encode(vocabulary: Vocabulary, text_tokenizer: TextTokenizer, string: str) -> np.ndarray:
     """Ids int32 [N] of a string of the original format, without `<s>` and `</s>`.
 
-    The string is split at added tokens (longest first); white space beside them is kept, and every run of text is
-    encoded on its own with SentencePiece's dummy prefix (LLaMA's legacy behaviour).
+    The string is split at added tokens (longest first); white space beside them is kept, and every run of
+    text is encoded on its own with SentencePiece's dummy prefix (LLaMA's legacy behaviour).
     """
     tokens = vocabulary.token_strings()
     pattern = _token_pattern(vocabulary)
@@ -64,7 +64,8 @@ def decode(
 ) -> str:
     """The string of ids; `separator` stands between added tokens and runs of text.
 
-    The original programs print with a space there, `[MMGPT] : a cat <eos>`; with none, white space is as encoded.
+    The original programs print with a space there, `[MMGPT] : a cat <eos>`; with none, white space is as
+    encoded.
     """
     names = {number: token for token, number in vocabulary.token_strings().items()}
     parts: list[str] = []

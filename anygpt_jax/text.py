@@ -16,9 +16,10 @@ SHIPPED_PREFIX = "shipped:"
 class TextTokenizer:
     """A SentencePiece model that encodes one run of text at a time.
 
-    A run is the text between two tokens of the vocabulary that are not text. Each is encoded on its own with the
-    dummy prefix, also right after such a token: `: a cat` after `[MMGPT]` gives `▁:`, `▁a`, `▁cat`. Text is never
-    searched for control tokens: a typed `<sosp>` or `</s>` becomes those characters' ordinary pieces.
+    A run is the text between two tokens of the vocabulary that are not text. Each is encoded on its own with
+    the dummy prefix, also right after such a token: `: a cat` after `[MMGPT]` gives `▁:`, `▁a`, `▁cat`. Text
+    is never searched for control tokens: a typed `<sosp>` or `</s>` becomes those characters' ordinary
+    pieces.
 
     `size`: number of pieces; `hash`: first 16 hex digits of the model file's SHA-256.
     """

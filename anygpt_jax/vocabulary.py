@@ -1,7 +1,9 @@
-"""One vocabulary for text and all media: which id means what, as a manifest that travels with data and weights.
+"""One vocabulary for text and all media: which id means what, as a manifest that travels with data and
+weights.
 
-Rows come in the order in which they were added: the text model's pieces, control tokens, then per modality its codes
-(level by level), its start tag and its end tag. Rows are only ever appended, so an older model's ids stay valid.
+Rows come in the order in which they were added: the text model's pieces, control tokens, then per modality
+its codes (level by level), its start tag and its end tag. Rows are only ever appended, so an older model's
+ids stay valid.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ CONTROL_TOKENS = (HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_ASSISTANT)
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # LLaMA: <unk> doubles as padding, then <s> and </s>
 FORMAT_VERSION = 1
 
-# Tags and code strings of the published checkpoints. The speech emoji ends with the variation selector U+FE0F.
+# Tags and code strings of the published checkpoints. The speech emoji ends with the variation selector
+# U+FE0F.
 _KNOWN_TAGS = {
     "image": ("<soim>", "<eoim>", "<\U0001f440{n}>"),
     "speech": ("<sosp>", "<eosp>", "<\U0001f5e3\ufe0f{n}>"),
@@ -33,11 +36,12 @@ _KNOWN_TAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """The rows of one medium: codes `first_id .. first_id + num_codebooks * codebook_size - 1`, start tag, end tag.
+    """The rows of one medium: codes `first_id .. first_id + num_codebooks * codebook_size - 1`, start tag,
+    end tag.
 
-    `frame_rate` is in frames per second and `sample_rate` in Hz (audio); `image_size` in pixels. `fixed_frames` is the
-    exact number of frames of every item (images), `max_frames` the longest item a sampler may write.
-    `codec_hash` names the codec weights that the codes come from.
+    `frame_rate` is in frames per second and `sample_rate` in Hz (audio); `image_size` in pixels.
+    `fixed_frames` is the exact number of frames of every item (images), `max_frames` the longest item a
+    sampler may write. `codec_hash` names the codec weights that the codes come from.
     """
 
     name: str
@@ -120,12 +124,12 @@ class Vocabulary:
         return (codes + offsets).astype(np.int32).reshape(-1)
 
     def ids_to_codes(self, modality: str, ids: np.ndarray) -> np.ndarray:
-        """Ids [F*K] (without tags) to codes int32 [F, K]; a UserError names the first position that does not fit."""
+        """Ids [F*K] (without tags) to codes int32 [F, K]; a UserError names the first wrong position."""
         entry = self.modality(modality)
         ids = np.asarray(ids, dtype=np.int64)
         if len(ids) % entry.num_codebooks:
             raise UserError(
-                f"{len(ids)} ids of {modality!r} are not whole frames of {entry.num_codebooks} codebooks each."
+                f"{len(ids)} ids of {modality!r} are not whole frames of {entry.num_codebooks} codebooks."
             )
         offsets = entry.first_id + np.arange(entry.num_codebooks) * entry.codebook_size
         codes = ids.reshape(-1, entry.num_codebooks) - offsets
@@ -139,7 +143,7 @@ class Vocabulary:
         return codes.astype(np.int32)
 
     def modality_table(self) -> np.ndarray:
-        """int32 [padded_size]: 0 text and control, 1.. the modalities in order (tags included), -1 padding."""
+        """int32 [padded_size]: 0 text and control, 1.. the modalities in order (with tags), -1 padding."""
         table = np.zeros(self.padded_size, np.int32)
         for index, entry in enumerate(self.modalities.values(), start=1):
             table[entry.first_id : entry.end_id + 1] = index
@@ -159,7 +163,7 @@ class Vocabulary:
         return tokens
 
     def extend(self, entries: Iterable[str | Modality]) -> "Vocabulary":
-        """A vocabulary with rows appended: a string is a control token, a Modality a medium (its first_id is set here)."""
+        """A vocabulary with rows appended: control tokens (strings) and media (their first_id is set here)."""
         control, modalities, size = dict(self.control), dict(self.modalities), self.size
         for entry in entries:
             name = entry if isinstance(entry, str) else entry.name
@@ -212,7 +216,8 @@ class Vocabulary:
         """Inverse of `to_json`."""
         if manifest.get("version") != FORMAT_VERSION:
             raise UserError(
-                f"The vocabulary has format version {manifest.get('version')!r}; this program reads {FORMAT_VERSION}."
+                f"The vocabulary has format version {manifest.get('version')!r}, "
+                f"and this program reads {FORMAT_VERSION}."
             )
         try:
             modalities = {entry["name"]: Modality(**entry) for entry in manifest["modalities"]}
@@ -278,7 +283,7 @@ def make_modality(
     code_format: str | None = None,
     **facts: Any,
 ) -> Modality:
-    """A Modality whose ids are set by `extend`; tags default to the published ones, else to names made of `name`."""
+    """A Modality without ids (`extend` sets them); tags default to the published ones or to its name."""
     default = _KNOWN_TAGS.get(name, (f"<so-{name}>", f"<eo-{name}>", f"<{name}:{{n}}>"))
     return Modality(
         name=name,
@@ -298,9 +303,9 @@ def from_config(
 ) -> Vocabulary:
     """A vocabulary from a config; a new modality is one more entry of `modalities`.
 
-    `config`: {"modalities": [{"name": "image"}, {"name": "speech", "max_seconds": 4.0}, …], "control": [more control
-    tokens], "pad_multiple": 128}, or {"published": "chat"}. Facts that an entry leaves out come from `codecs[name]`.
-    `text_model`: a TextTokenizer.
+    `config`: {"modalities": [{"name": "image"}, {"name": "speech", "max_seconds": 4.0}, …], "control": [more
+    control tokens], "pad_multiple": 128}, or {"published": "chat"}. Facts that an entry leaves out come from
+    `codecs[name]`. `text_model`: a TextTokenizer.
     """
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     if config.get("published"):

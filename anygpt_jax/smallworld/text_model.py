@@ -1,7 +1,7 @@
 """The small world's text model: a SentencePiece BPE model with LLaMA's settings and 768 rows.
 
-Its training text is every word of the small world and of the instruction lists, so that each is one piece; anything
-else falls apart into shorter pieces and bytes. The shipped model is made by
+Its training text is every word of the small world and of the instruction lists, so that each is one piece;
+anything else falls apart into shorter pieces and bytes. The shipped model is made by
 
     python -m anygpt_jax.smallworld.text_model --out=anygpt_jax/assets/smallworld.model
 
@@ -18,13 +18,14 @@ from anygpt_jax import prompts
 from anygpt_jax.smallworld import captions
 
 NUM_PIECES = 768
-# Single letters are merged often enough to give whole words only if every word is much more frequent than they are.
+# Single letters are merged often enough to give whole words only if every word is much more frequent than
+# they are.
 WORD_COUNT = 20
 OTHER_TEXT = (":", "  ", prompts.PAIR_CUE, prompts.CHAT_TEMPLATES["mmgpt-eos"].system)
 
 
 def training_lines() -> list[str]:
-    """The sentences that the model is trained on: words with their spaces, then each printable ASCII character once."""
+    """What the model is trained on: words, then each printable ASCII character once."""
     instructions = prompts.load_instructions()
     words = {word for text in instructions.all() for word in text.split() if "{" not in word}
     bare = {word.rstrip(".?") for word in words}
