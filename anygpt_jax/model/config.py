@@ -71,10 +71,10 @@ class DecoderConfig:
         return self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
 
     def train_flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one trained token, forward and backward (PaLM's convention, appendix B, made causal).
+        """Model FLOPs of one trained token, forward and backward: PaLM's convention (appendix B), made causal.
 
-        6 per matrix parameter, and 6 · layers · heads · head_dim · seq_len for attention (two products of a query
-        with seq_len / 2 keys on average). Recomputation does not count.
+        6 per matrix parameter, and 6 · layers · heads · head_dim · seq_len for attention (two products of a
+        query with seq_len / 2 keys on average). Recomputation does not count.
         """
         attention = 6 * self.num_layers * self.num_heads * self.head_dim * seq_len
         return 6.0 * self.num_matmul_parameters + attention
@@ -86,25 +86,44 @@ class DecoderConfig:
 
 PRESETS = {
     # For tests: every feature present (grouped-query heads, two layers), nothing large.
-    "dummy": dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=64),
+    "dummy": {
+        "embed_dim": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "hidden_dim": 64,
+    },
     # The quickstart's: 256 wide, learns the small world in minutes on two cores.
-    "tiny": dict(
-        embed_dim=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64, hidden_dim=704, scan_unroll=4
-    ),
+    "tiny": {
+        "embed_dim": 256,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+        "hidden_dim": 704,
+        "scan_unroll": 4,
+    },
     # The shipped small-world model's.
-    "small": dict(
-        embed_dim=384, num_layers=8, num_heads=6, num_kv_heads=6, head_dim=64, hidden_dim=1024, scan_unroll=8
-    ),
+    "small": {
+        "embed_dim": 384,
+        "num_layers": 8,
+        "num_heads": 6,
+        "num_kv_heads": 6,
+        "head_dim": 64,
+        "hidden_dim": 1024,
+        "scan_unroll": 8,
+    },
     # LLaMA-2-7B (arXiv 2307.09288), which AnyGPT starts from.
-    "llama2-7b": dict(
-        embed_dim=4096,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        hidden_dim=11008,
-        dtype="bfloat16",
-        remat_policy="projections",
-        loss_tile=512,
-    ),
+    "llama2-7b": {
+        "embed_dim": 4096,
+        "num_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": 32,
+        "head_dim": 128,
+        "hidden_dim": 11008,
+        "dtype": "bfloat16",
+        "remat_policy": "projections",
+        "loss_tile": 512,
+    },
 }

@@ -133,7 +133,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm residual block, in the form that `nn.scan` wants: (carry, layer index, …) → (carry, None)."""
+    """One pre-norm residual block as `nn.scan` wants it: (carry, layer index, …) → (carry, None)."""
 
     config: DecoderConfig
 
@@ -194,13 +194,13 @@ class Decoder(nn.Module):
 
         Args:
           tokens: int32 [B, T].
-          positions: int32 [B, T] of the rotary embedding; by default each row counts on from its cache, or from 0,
-            over the tokens whose segment is not 0.
+          positions: int32 [B, T] of the rotary embedding; by default each row counts on from its cache, or
+            from 0, over the tokens whose segment is not 0.
           segment_ids: int32 [B, T], by default all 1. A token reads only its own segment; 0 is padding.
-          cache: where given, the T tokens are written to its next T slots (the caller sees to it that they exist)
-            and read everything before them.
+          cache: where given, the T tokens are written to its next T slots (the caller sees to it that they
+            exist) and read everything before them.
         Returns:
-          hidden [B, T, D] after the final norm, for `logits` or for the tiled loss; and the new cache, or None.
+          hidden [B, T, D] after the final norm, for `logits` or the tiled loss; and the new cache, or None.
         """
         c = self.config
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids

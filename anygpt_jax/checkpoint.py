@@ -1,0 +1,216 @@
+"""The joint model's directory: checkpoints of the language model, its vocabulary, text model and codecs.
+
+workdir/
+  checkpoints/<step>/{params, opt_state, data, meta}   Orbax; opt_state, data: what training alone needs
+  vocabulary.json, text.model                          written once
+  codecs/<modality>/…                                  written once, bound to the vocabulary by hash
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
+from jax.sharding import Mesh
+
+from anygpt_jax import sharding
+from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.model.decoder import init_boxed_params
+from anygpt_jax.text import TextTokenizer
+from anygpt_jax.training.state import TrainState
+from anygpt_jax.vocabulary import Vocabulary
+
+CHECKPOINTS, VOCABULARY, TEXT_MODEL, CODECS = "checkpoints", "vocabulary.json", "text.model", "codecs"
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
+
+
+class JointCheckpoint:
+    """Saves and restores the training state of one directory, asynchronously; the newest `keep` stay."""
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3):
+        self.workdir = os.path.abspath(workdir)
+        self._manager = ocp.CheckpointManager(
+            os.path.join(self.workdir, CHECKPOINTS),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest finished checkpoint; an interrupted save does not count."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """The steps of all finished checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, meta: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions."""
+        training = {"optimizer": state.opt_state, "sums": state.sums, "step": state.step}
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(training),
+                data=ocp.args.JsonSave(dict(data)),
+                meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": versions}),
+            ),
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The meta item of a checkpoint: step, model, vocabulary, config, versions."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state of a checkpoint and its data item, placed as the abstract state's shardings say."""
+        training = {"optimizer": abstract.opt_state, "sums": abstract.sums, "step": abstract.step}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                opt_state=ocp.args.StandardRestore(training),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        training = restored.opt_state
+        state = TrainState(training["step"], restored.params, training["optimizer"], training["sums"])
+        return state, restored.data
+
+    def restore_params(self, step: int, abstract: Any) -> Any:
+        """The parameters alone."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args).params
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def write_companions(
+    workdir: str, vocabulary: Vocabulary, text_model: str | os.PathLike, codec_dirs: Mapping[str, str | None]
+) -> None:
+    """Writes vocabulary, text model and codecs beside the checkpoints, once.
+
+    Raises:
+      UserError: the directory belongs to another vocabulary, or a codec's hash is not the vocabulary's.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, VOCABULARY)
+    if os.path.exists(path):
+        vocabulary.check(Vocabulary.load(path), here="the packed data", there=f"the checkpoint in {workdir}")
+        return
+    if os.path.exists(text_model):
+        shutil.copyfile(text_model, os.path.join(workdir, TEXT_MODEL))
+    for name, modality in vocabulary.modalities.items():
+        if modality.codec_hash:
+            codec = _find_codec(name, modality.codec_hash, codec_dirs.get(name))
+            codec.save_pretrained(os.path.join(workdir, CODECS, name))
+    vocabulary.save(path + ".tmp")  # last: its presence says that everything else is there
+    os.replace(path + ".tmp", path)
+
+
+def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:
+    codec = load_codec(directory) if directory else shipped_codec(name)
+    if codec.hash != wanted_hash:
+        raise UserError(
+            f"The {name} codec {directory or 'shipped with the package'} has hash {codec.hash}, but the packed "
+            f"data was made with {wanted_hash}; set config.codecs.{name} to the directory of that codec."
+        )
+    return codec
+
+
+class Codecs(Mapping[str, Codec]):
+    """The codecs of a working directory by modality, each loaded when it is first asked for."""
+
+    def __init__(self, workdir: str, vocabulary: Vocabulary):
+        self._workdir, self._vocabulary = workdir, vocabulary
+        self._loaded: dict[str, Codec] = {}
+
+    def __getitem__(self, name: str) -> Codec:
+        if name not in self._loaded:
+            modality = self._vocabulary.modality(name)
+            directory = os.path.join(self._workdir, CODECS, name)
+            if not os.path.isdir(directory):
+                raise UserError(f"{directory} is missing: the model has no codec for {name!r}.")
+            codec = load_codec(directory)
+            if modality.codec_hash and codec.hash != modality.codec_hash:
+                raise UserError(
+                    f"{directory} holds the codec {codec.hash}; the vocabulary wants {modality.codec_hash}."
+                )
+            self._loaded[name] = codec
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vocabulary.modalities)
+
+    def __len__(self) -> int:
+        return len(self._vocabulary.modalities)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """All that sampling needs. `params` is a nested dict; `codecs` loads lazily."""
+
+    params: Any
+    config: DecoderConfig
+    vocabulary: Vocabulary
+    text_tokenizer: TextTokenizer
+    codecs: Mapping[str, Codec]
+    step: int
+
+
+def load_model(
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = sharding.DEFAULT_RULES,
+) -> LoadedModel:
+    """The joint model of a working directory, at the newest checkpoint unless `step` is given.
+
+    Parameters go to `mesh` as `rules` say, by default to the first device, wherever they were saved from.
+    UserError if the directory, the checkpoint or the step is not there.
+    """
+    workdir = os.path.abspath(workdir)
+    if not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
+        raise UserError(
+            f"{workdir} holds no model (no {CHECKPOINTS}/ in it); give the --workdir of a training run."
+        )
+    vocabulary = Vocabulary.load(os.path.join(workdir, VOCABULARY))
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        steps = checkpoint.all_steps()
+        if not steps:
+            raise UserError(f"{workdir} holds no finished checkpoint yet; train on, then try again.")
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
+            )
+        meta = checkpoint.meta(step)
+        vocabulary.check(
+            Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}"
+        )
+        config = DecoderConfig(**meta["model"])
+        params = checkpoint.restore_params(step, abstract_params(config, mesh, rules))
+    finally:
+        checkpoint.close()
+    text_tokenizer = TextTokenizer(os.path.join(workdir, TEXT_MODEL))
+    return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+
+
+def abstract_params(config: DecoderConfig, mesh: Mesh | None, rules: sharding.Rules) -> Any:
+    """Shapes, dtypes and target shardings of the parameters; without a mesh, all on the first device."""
+    mesh = sharding.make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
+    boxed = jax.eval_shape(lambda: init_boxed_params(config, 0))
+    return sharding.with_shardings(nn.unbox(boxed), sharding.param_shardings(boxed, mesh, rules))

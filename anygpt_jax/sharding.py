@@ -1,0 +1,149 @@
+"""From logical axis names to devices: the mesh, the one table of rules, and shardings of whole trees."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from anygpt_tokenizers.cli import UserError
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from anygpt_jax.model.config import DecoderConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# (logical axis, mesh axis or axes). Parameters are divided over fsdp by their embed axis and over tensor by the
+# axis that makes a block's two products need one reduction; activations over the batch and the same tensor axes.
+# A logical axis that is not listed is not divided.
+DEFAULT_RULES = (
+    ("batch", BATCH_AXES),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("act_heads", "tensor"),
+    ("act_kv_heads", "tensor"),
+    ("act_mlp", "tensor"),
+)
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh data × fsdp × tensor; one size may be -1, which takes the devices that are left.
+
+    UserError if the sizes do not multiply to the number of devices (all of them unless `devices` are given).
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    known = int(np.prod([size for size in shape if size != -1]))
+    if shape.count(-1) == 1 and len(devices) % known == 0:
+        shape = [len(devices) // known if size == -1 else size for size in shape]
+    if int(np.prod(shape)) != len(devices):
+        wanted = " × ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise UserError(
+            f"The mesh {wanted} does not fit {len(devices)} device(s); set config.mesh so that the product "
+            f"is {len(devices)} (one axis may be -1)."
+        )
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def check_divisible(config: DecoderConfig, mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+    """UserError naming the first size that the mesh does not divide."""
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    batch = mesh.shape["data"] * fsdp * accumulation
+    checks = [
+        ("data.batch_size", batch_size, "mesh.data × mesh.fsdp × optimizer.accumulation", batch),
+        ("model.num_heads", config.num_heads, "mesh.tensor", tensor),
+        ("model.num_kv_heads", config.num_kv_heads, "mesh.tensor", tensor),
+        ("model.hidden_dim", config.hidden_dim, "mesh.tensor", tensor),
+        ("the padded vocabulary", config.vocab_size, "mesh.tensor", tensor),
+        ("model.embed_dim", config.embed_dim, "mesh.fsdp", fsdp),
+    ]
+    for name, size, divisor_name, divisor in checks:
+        if size % divisor:
+            raise UserError(
+                f"{name} = {size} is not a multiple of {divisor_name} = {divisor}; change one of them."
+            )
+
+
+@contextlib.contextmanager
+def sharding_context(mesh: Mesh, rules: Rules):
+    """Where a step is traced and run: the mesh and the rules that the model's constraints look up.
+
+    Enter it around the step only: restoring a checkpoint inside an active mesh fails (orbax #3164).
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules)):
+        yield
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
+    """NamedShardings of parameters, from the logical axes that they are boxed with (`init_boxed_params`)."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, tuple(rules))
+
+
+def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of an optimizer state: a leaf that mirrors a parameter (same path ending, same shape) gets
+    that parameter's, everything else is replicated."""
+    by_path = {
+        _names(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def find(path, leaf):
+        names = _names(path)
+        for start in range(len(names)):
+            shape, sharding = by_path.get(names[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays [B, L]: rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices a batch is divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch, as global arrays on the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that carry their shardings: what a checkpoint is restored against."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def describe(params: Any) -> str:
+    """One line per parameter: path, shape, dtype, partition. For the log at start."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        spec = ", ".join(str(axis) for axis in leaf.sharding.spec) or "replicated"
+        lines.append(f"{'/'.join(_names(path)):40} {leaf.shape!s:22} {leaf.dtype!s:9} {spec}")
+    return "\n".join(lines)
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

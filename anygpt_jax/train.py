@@ -1,0 +1,40 @@
+"""Trains the language model on packed data, and continues by itself where an earlier run stopped.
+
+    python -m anygpt_jax.train --config=configs/tiny.py --workdir=runs/tiny --config.data.dir=PACKED
+
+Exit codes: 0 done; 1 the loss stopped being finite; 2 a mistake in the arguments; 128 + n stopped by signal n
+with everything saved.
+"""
+
+import sys
+
+from absl import flags
+from anygpt_tokenizers import cli
+
+from anygpt_jax.training import loop
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, codecs.")
+
+
+def main(positional: list[str]) -> int:
+    """Runs the training loop; how it ended is the exit code."""
+    if positional:
+        raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
+    if not flags.FLAGS.config:
+        raise cli.UserError("Give a config, such as --config=configs/tiny.py.")
+    if not _WORKDIR.value:
+        raise cli.UserError("Give the directory of the run as --workdir=DIR.")
+    try:
+        loop.train(flags.FLAGS.config, _WORKDIR.value)
+    except loop.DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except loop.StoppedError as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    return 0
+
+
+if __name__ == "__main__":
+    cli.define_config_flag()
+    cli.run(main)

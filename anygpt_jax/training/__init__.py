@@ -1,0 +1,1 @@
+"""Training: its config, the state, the step, the loop and the log."""

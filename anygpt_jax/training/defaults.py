@@ -1,0 +1,59 @@
+"""Every field of a training config, with its default; a file in configs/ changes what it needs."""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.sharding import DEFAULT_RULES
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The whole table. An unset (None) model field keeps the preset's value."""
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.log_every = 10
+    config.checkpoint = {"every": 500, "keep": 3}
+
+    # Packed data (anygpt_jax.pack). A mixture names data sets and sampling weights; empty takes all by size.
+    config.data = {"dir": "", "mixture": {}, "batch_size": 16, "prefetch": 4}
+    # The loss on another packed directory every so many steps; 0 or an empty directory: never.
+    config.eval = {"dir": "", "every": 0, "batches": 8}
+
+    # vocab_size and num_real_rows always come from the data's vocabulary.
+    fields = [f for f in dataclasses.fields(DecoderConfig) if f.name not in ("vocab_size", "num_real_rows")]
+    config.model = {"preset": "tiny"}
+    for field in fields:
+        config.model[field.name] = config_dict.placeholder(field.type)
+
+    config.optimizer = {
+        # adamw, or muon: Muon for the matrices inside the layers, AdamW for tables and norms.
+        "name": "adamw",
+        "learning_rate": 1e-3,
+        # Of Muon's matrices: an update's root mean square (AdamW's is about 0.2 – 0.4 of its rate).
+        "muon_learning_rate": 1e-2,
+        "schedule": "cosine",  # or linear
+        "warmup": 0.03,  # a fraction of `steps`
+        "final": 0.1,  # the last learning rate as a fraction of the peak
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip": 1.0,
+        "accumulation": 1,
+    }
+
+    # A token's weight in the loss: of its target's modality × of its document's direction × of its role.
+    config.loss_weights = {"text": 1.0, "image": 1.0, "speech": 1.0, "music": 1.0}
+    config.direction_weights = {}
+    config.prompt_loss_weight = 1.0
+    config.z_loss = 1e-4
+
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.rules = DEFAULT_RULES
+    # FLOP/s of one device that MFU is measured against; unset: by device kind, and on a CPU a timed product.
+    config.peak_flops = config_dict.placeholder(float)
+    # Directory of each modality's codec, for the joint checkpoint; unset: the one shipped with the package.
+    config.codecs = {name: config_dict.placeholder(str) for name in ("image", "speech", "music")}
+    return config

@@ -1,0 +1,236 @@
+"""The training run: builds everything from a config, resumes by itself, and stops cleanly."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from anygpt_tokenizers.cli import UserError
+from jax.sharding import Mesh
+
+from anygpt_jax import sharding
+from anygpt_jax.checkpoint import TEXT_MODEL, JointCheckpoint, write_companions
+from anygpt_jax.data.pipeline import PackedData
+from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.training import metrics_log
+from anygpt_jax.training.optimizer import make_optimizer
+from anygpt_jax.training.state import TrainState, abstract_state, init_state
+from anygpt_jax.training.step import Objective, compile_train_step, make_eval_step
+from anygpt_jax.vocabulary import Vocabulary
+
+
+class DivergedError(Exception):
+    """The loss or a gradient is not finite; the message names the step and the checkpoint that stands."""
+
+
+class StoppedError(Exception):
+    """A signal asked for an end and the state was saved; `signum` is the signal."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(
+    config: Any, workdir: str, data: PackedData | None = None, devices: Sequence[jax.Device] | None = None
+) -> dict[str, float]:
+    """Trains from the newest checkpoint in `workdir`, or from fresh parameters, to `config.steps`.
+
+    Args:
+      config: the fields of training/defaults.py.
+      data: replaces the packed directory config.data.dir. devices: replace all devices.
+    Returns:
+      The last logged row (names: metrics_log.summarise, Stopwatch.speed).
+    Raises:
+      UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
+    """
+    # ---------------------------------------------------------------- data
+    data = data or open_data(config.data.dir, config.data.mixture, config.data.batch_size, config.seed)
+    vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
+
+    # ---------------------------------------------------------------- model, mesh, optimizer
+    model = model_config(config.model, vocabulary)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_divisible(model, mesh, config.data.batch_size, config.optimizer.accumulation)
+    optimizer, learning_rate = make_optimizer(config.optimizer, config.steps)
+    abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
+
+    # ---------------------------------------------------------------- state: resumed or fresh
+    write_companions(workdir, vocabulary, os.path.join(config.data.dir, TEXT_MODEL), config.codecs)
+    checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
+    meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
+    state, step = _resume_or_init(checkpoint, optimizer, config.seed, abstract, meta["model"])
+    _write_text(os.path.join(workdir, "parameters.txt"), sharding.describe(state.params))
+
+    # ---------------------------------------------------------------- compiled step, evaluation, log
+    shape = (config.data.batch_size, data.seq_len)
+    train_step = compile_train_step(
+        model, optimizer, objective, mesh, config.rules, abstract, shape, config.optimizer.accumulation
+    )
+    evaluate = _make_evaluation(config, model, objective, vocabulary, mesh)
+    peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
+    rate = metrics_log.Rate(
+        model.train_flops_per_token(data.seq_len) * math.prod(shape), peak and peak * mesh.size
+    )
+    log = metrics_log.MetricsLog(workdir, step, config.steps, objective.modalities)
+    row = log.last_row
+
+    # ---------------------------------------------------------------- loop
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.close)
+        stack.callback(checkpoint.close)
+        stop = stack.enter_context(_StopSignals())
+        batches = data.iterator(step, config.data.prefetch)
+        record = None
+        while step < config.steps:
+            with rate.waiting():
+                batch = sharding.put_batch(next(batches), mesh)
+            state, next_record = train_step(state, batch)
+            _check_finite(record, step, checkpoint)  # while the device is at the next step
+            step, record = step + 1, next_record
+            rate.steps += 1
+            log.advance(step)
+
+            last = step == config.steps
+            log_now = step % config.log_every == 0 or last
+            save_now = step % config.checkpoint.every == 0 or last or stop.signum
+            if log_now or save_now:
+                _check_finite(record, step, checkpoint)
+            if log_now:
+                row = metrics_log.summarise(state.sums, objective.modalities, objective.directions)
+                row |= {
+                    "learning_rate": float(learning_rate(step - 1)),
+                    "grad_norm": float(record["grad_norm"]),
+                }
+                row |= rate.measure(float(state.sums.tokens))
+                if config.eval.every and (step % config.eval.every == 0 or last):
+                    row |= evaluate(state.params)
+                log.write(step, row)
+                state = state.replace(sums=jax.device_put(objective.zero_sums(), sharding.replicated(mesh)))
+                rate.restart()
+            if save_now:
+                checkpoint.save(state, meta, {"next_step": step})
+            if stop.signum and not last:
+                checkpoint.wait()
+                name = signal.Signals(stop.signum).name
+                message = f"Stopped by {name}, saved at step {step}; the same command continues from there."
+                raise StoppedError(message, stop.signum)
+        checkpoint.wait()
+    return row
+
+
+def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> PackedData:
+    """The packed data of a directory; a UserError says where to get some."""
+    if not directory or not os.path.isdir(directory):
+        raise UserError(
+            f"There is no packed data at {directory!r}; make it with python -m anygpt_jax.pack and give its "
+            "directory as --config.data.dir=DIR."
+        )
+    return PackedData(directory, dict(mixture) or None, batch_size, seed)
+
+
+def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:
+    """The decoder of `config.model` over a vocabulary; a UserError where the sizes make no sense."""
+    overrides = {name: value for name, value in fields.items() if name != "preset" and value is not None}
+    try:
+        return DecoderConfig.preset(
+            fields.preset, vocab_size=vocabulary.padded_size, num_real_rows=vocabulary.size, **overrides
+        )
+    except ValueError as error:
+        raise UserError(f"config.model does not fit together: {error}.") from error
+
+
+def _resume_or_init(
+    checkpoint: JointCheckpoint, optimizer: Any, seed: int, abstract: TrainState, model: dict[str, Any]
+) -> tuple[TrainState, int]:
+    step = checkpoint.latest_step()
+    if step is None:
+        return init_state(DecoderConfig(**model), optimizer, seed, abstract), 0
+    saved = checkpoint.meta(step)["model"]
+    # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
+    free = ("dtype", "remat_policy", "scan_unroll", "loss_tile")
+    changed = [name for name in model if name not in free and model[name] != saved[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"The checkpoint in {checkpoint.workdir} was trained with model.{name} = {saved[name]} and the "
+            f"config says {model[name]}; use the old value or another --workdir."
+        )
+    state, data = checkpoint.restore(step, abstract)
+    return state, data["next_step"]
+
+
+def _make_evaluation(
+    config: Any, model: DecoderConfig, objective: Objective, vocabulary: Vocabulary, mesh: Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """A function of parameters: mean losses over config.eval.batches batches, named eval/…."""
+    if not config.eval.every:
+        return lambda params: {}
+    data = open_data(config.eval.dir, {}, config.data.batch_size, seed=0)
+    vocabulary.check(data.vocabulary, here="the training data", there=config.eval.dir)
+    eval_step = make_eval_step(model, objective, mesh, config.rules)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        sums = objective.zero_sums()
+        for step in range(config.eval.batches):
+            batch = sharding.put_batch(data.batch(step), mesh)
+            sums = jax.tree.map(np.add, sums, jax.device_get(eval_step(params, batch)))
+        row = metrics_log.summarise(sums, objective.modalities, objective.directions)
+        return {f"eval/{name}": value for name, value in row.items() if not name.startswith("share/")}
+
+    return evaluate
+
+
+def _check_finite(record: dict[str, jax.Array] | None, step: int, checkpoint: JointCheckpoint) -> None:
+    """Waits for a step's record; stops the run if it is not finite. No such state is ever saved."""
+    if record is None:
+        return
+    loss, grad_norm = float(record["loss"]), float(record["grad_norm"])
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    checkpoint.wait()
+    good = checkpoint.latest_step()
+    stands = "No checkpoint was saved yet." if good is None else f"The checkpoint of step {good} stands."
+    raise DivergedError(
+        f"Step {step}: the loss is {loss} and the gradient's norm {grad_norm}. {stands} "
+        "Lower config.optimizer.learning_rate or look at the data of that step."
+    )
+
+
+class _StopSignals:
+    """While entered, SIGTERM and the first SIGINT are only noted in `signum`; a second SIGINT interrupts."""
+
+    def __init__(self):
+        self.signum = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The config as JSON values, for the checkpoint's record."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text + "\n")

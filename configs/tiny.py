@@ -1,0 +1,43 @@
+"""The small world on two cores.
+
+configs/tiny.py         the quickstart's: minutes
+configs/tiny.py:long    the shipped model's: hours on two cores
+configs/tiny.py:dummy   for tests: seconds, learns nothing worth having
+"""
+
+from ml_collections import config_dict
+
+from anygpt_jax.training import defaults
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """`argument`: "" (quickstart), "long" or "dummy"."""
+    config = defaults.get_config()
+    config.model.preset = "tiny"
+    config.steps = 1000
+    config.log_every = 20
+    config.checkpoint.every = 200
+    config.data.batch_size = 16
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.muon_learning_rate = 1e-2
+    config.optimizer.final = 0.02
+    # Answers are what is judged; prompts are the same media again, worth a little as practice.
+    config.prompt_loss_weight = 0.2
+    # A sentence has a tenth of the tokens of its sound.
+    config.loss_weights = {"text": 4.0, "image": 1.0, "speech": 1.0, "music": 1.0}
+
+    if argument == "long":
+        config.model.preset = "small"
+        config.steps = 12_000
+        config.log_every = 50
+        config.checkpoint.every = 500
+    elif argument == "dummy":
+        config.model.preset = "dummy"
+        config.steps = 20
+        config.log_every = 5
+        config.checkpoint.every = 10
+        config.data.batch_size = 8
+    elif argument:
+        raise ValueError("choose nothing, 'long' or 'dummy'")
+    return config
