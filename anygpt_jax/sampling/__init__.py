@@ -1,0 +1,1 @@
+"""Sampling: the grammar of an answer, the jitted loop, and requests from media to media."""
