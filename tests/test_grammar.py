@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from anygpt_jax import vocabulary
-from anygpt_jax.sampling.grammar import Grammar
 from anygpt_tokenizers.cli import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from anygpt_jax import vocabulary
+from anygpt_jax.sampling.grammar import Grammar
 
 ROWS, STEPS = 6, 48
 
@@ -52,7 +53,7 @@ def random_writer(five: bool = False):
 
 
 def read_answer(vocab, ids, block, may_open):
-    """Parses an answer independently of the grammar's tables; fails where it is not decodable. Returns its modalities."""
+    """Parses an answer without the grammar's tables, fails where it is not decodable, and returns its modalities."""
     starts = {m.start_id: m for m in vocab.modalities.values()}
     stop = vocab.control["<eos>"]
     ids, found = list(ids), []

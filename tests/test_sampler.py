@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_grammar import read_answer, small_vocabulary
+
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.model.decoder import Decoder, init_params
 from anygpt_jax.sampling.grammar import Grammar
 from anygpt_jax.sampling.sampler import Decoding, Sampler, bucket, draw
-from test_grammar import read_answer, small_vocabulary
 
 VOCAB = small_vocabulary()
 GRAMMAR = Grammar(VOCAB)

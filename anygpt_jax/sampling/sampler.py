@@ -1,6 +1,7 @@
 """The decode loop: one jitted program that reads prompts and writes grammatical answers for a whole batch.
 
-B rows, P prompt slots (prompts stand at the right, padding at the left), N slots for new tokens, V vocabulary rows.
+B rows, P prompt slots (prompts stand at the right, padding at the left), N slots for new tokens, V vocabulary
+rows.
 Shapes come in few sizes (`bucket`), because every new shape is a compilation.
 """
 
@@ -114,8 +115,8 @@ class Sampler:
 def draw(logits, keys, *, temperature, top_k, top_p) -> jax.Array:
     """One token per row, int32 [B]; logits [B, V] with -inf at forbidden tokens, the settings per row [B].
 
-    Temperature divides the logits, then the top_k largest are kept, then the smallest set with mass top_p. The draw is
-    the Gumbel maximum of logits + temperature * noise, so that temperature 0 is greedy without a second branch.
+    Temperature divides the logits, then the top_k largest are kept, then the smallest set with mass top_p. The
+    draw is the Gumbel maximum of logits + temperature * noise, so temperature 0 is greedy without a branch.
     """
     warm = jnp.maximum(temperature, 1e-4)[:, None]
     filtered = jax.lax.cond(
@@ -135,10 +136,10 @@ def _truncate(logits, top_k, top_p) -> jax.Array:
 
 
 def _keep_largest(logits, weights, needed) -> jax.Array:
-    """Keeps, per row, the fewest largest logits whose weights add up to `needed` (all of them if they never do).
+    """Keeps, per row, the fewest largest logits whose weights add up to `needed` (all, if they never do).
 
-    The threshold is bisected on [smallest finite, largest] instead of sorting: a sort over the vocabulary costs ten
-    times as much on a CPU.
+    The threshold is bisected between the smallest finite and the largest logit: a sort over the vocabulary
+    costs ten times as much on a CPU.
     """
     finite = jnp.isfinite(logits)
     low = jnp.min(jnp.where(finite, logits, jnp.inf), axis=1)
