@@ -28,13 +28,17 @@ from anygpt_jax.vocabulary import (
 )
 
 PROMPT, ANSWER = 1, 2  # roles of a token
+CONTROL = "control"  # the modality of a segment that is one control token
 PAIR_CUE = "This is input:"
 USER_ROLE, ASSISTANT_ROLE = "user", "assistant"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of a document: a string when `modality` is "text", else codes int32 [F, K]."""
+    """A stretch of a document: a string if `modality` is "text", codes int32 [F, K] if it is a medium's name.
+
+    A string of the modality "control" is one control token, such as `<-Ins->`; it never comes from a user.
+    """
 
     content: str | np.ndarray
     modality: str = TEXT
@@ -237,6 +241,9 @@ class _Builder:
     def segment(self, segment: Segment, role: int) -> None:
         if segment.modality == TEXT:
             self.text(segment.content, role)
+            return
+        if segment.modality == CONTROL:
+            self.control(segment.content, role)
             return
         entry = self._vocabulary.modality(segment.modality)
         codes = self._vocabulary.codes_to_ids(segment.modality, segment.content)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from anygpt_tokenizers.cli import UserError
 
+from anygpt_jax.prompts import CONTROL, Segment
 from anygpt_jax.text import TextTokenizer
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -37,6 +38,31 @@ def string_to_codes(vocabulary: Vocabulary, modality: str, string: str) -> np.nd
         )
     numbers = np.array(re.findall(token, body), dtype=np.int64)
     return vocabulary.ids_to_codes(modality, numbers + entry.first_id)
+
+
+def to_segments(vocabulary: Vocabulary, string: str) -> tuple[Segment, ...]:
+    """Splits a string into text, codes and control tokens; a UserError names a tag without its partner."""
+    modalities = {entry.start_tag: (name, entry.end_tag) for name, entry in vocabulary.modalities.items()}
+    segments: list[Segment] = []
+    start = position = 0
+    for match in _fixed_pattern(vocabulary).finditer(string):
+        if match.start() < position:  # inside a block that has been read
+            continue
+        if match.start() > start:
+            segments.append(Segment(string[start : match.start()]))
+        if match[0] in vocabulary.control:
+            segments.append(Segment(match[0], CONTROL))
+            start = position = match.end()
+            continue
+        name, end_tag = modalities.get(match[0], ("", ""))
+        end = string.find(end_tag, match.end()) if name else -1
+        if end < 0:
+            raise UserError(f"The tag {match[0]} at character {match.start()} has no partner.")
+        start = position = end + len(end_tag)
+        segments.append(Segment(string_to_codes(vocabulary, name, string[match.start() : start]), name))
+    if string[start:]:
+        segments.append(Segment(string[start:]))
+    return tuple(segments)
 
 
 def encode(vocabulary: Vocabulary, text_tokenizer: TextTokenizer, string: str) -> np.ndarray:
@@ -83,14 +109,18 @@ def decode(
 
 
 def _token_pattern(vocabulary: Vocabulary) -> re.Pattern:
-    fixed = [*vocabulary.control]
+    """Any added token."""
     codes = []
     for entry in vocabulary.modalities.values():
-        fixed += [entry.start_tag, entry.end_tag]
         prefix, suffix = map(re.escape, entry.code_format.split("{n}"))
         codes.append(f"{prefix}(?:0|[1-9][0-9]*){suffix}")
-    fixed.sort(key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, fixed), *codes]))
+    return re.compile("|".join([_fixed_pattern(vocabulary).pattern, *codes]))
+
+
+def _fixed_pattern(vocabulary: Vocabulary) -> re.Pattern:
+    """Any control token or tag, the longest first."""
+    tags = [tag for entry in vocabulary.modalities.values() for tag in (entry.start_tag, entry.end_tag)]
+    return re.compile("|".join(map(re.escape, sorted([*vocabulary.control, *tags], key=len, reverse=True))))
 
 
 def _short(text: str) -> str:

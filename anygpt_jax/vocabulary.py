@@ -1,5 +1,4 @@
-"""One vocabulary for text and all media: which id means what, as a manifest that travels with data and
-weights.
+"""One vocabulary for text and all media: which id means what, as a manifest kept with data and weights.
 
 Rows come in the order in which they were added: the text model's pieces, control tokens, then per modality
 its codes (level by level), its start tag and its end tag. Rows are only ever appended, so an older model's
@@ -36,8 +35,7 @@ _KNOWN_TAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """The rows of one medium: codes `first_id .. first_id + num_codebooks * codebook_size - 1`, start tag,
-    end tag.
+    """The rows of one medium: `num_codes` codes from `first_id` on, then its start tag and its end tag.
 
     `frame_rate` is in frames per second and `sample_rate` in Hz (audio); `image_size` in pixels.
     `fixed_frames` is the exact number of frames of every item (images), `max_frames` the longest item a
@@ -163,7 +161,7 @@ class Vocabulary:
         return tokens
 
     def extend(self, entries: Iterable[str | Modality]) -> "Vocabulary":
-        """A vocabulary with rows appended: control tokens (strings) and media (their first_id is set here)."""
+        """A vocabulary with rows appended: control tokens (strings) and media (first_id is set here)."""
         control, modalities, size = dict(self.control), dict(self.modalities), self.size
         for entry in entries:
             name = entry if isinstance(entry, str) else entry.name

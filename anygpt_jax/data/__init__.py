@@ -1,0 +1,1 @@
+"""From files to batches: manifest, tokens, packed records, Grain."""
