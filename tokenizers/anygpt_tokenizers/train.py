@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -24,6 +24,7 @@ from anygpt_tokenizers import cli
 from anygpt_tokenizers.codec import Codec, load_codec
 
 PyTree = Any
+Examples = Sequence[np.ndarray] | np.ndarray
 
 
 class Training(Protocol):
@@ -32,13 +33,13 @@ class Training(Protocol):
     `state` is what changes without gradients (moving averages of codebooks, say); it may be an empty dict.
     """
 
-    def read_examples(self, data_dir: str) -> np.ndarray:
-        """The media of a directory with a manifest.jsonl as one array [N, …]; UserError if there is none."""
+    def read_examples(self, data_dir: str) -> Examples:
+        """The media that DIR/manifest.jsonl lists, [N, …] or a list if sizes differ; UserError if none."""
 
-    def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[PyTree, PyTree]:
+    def init(self, rng: jax.Array, examples: Examples) -> tuple[PyTree, PyTree]:
         """Initial `(params, state)`; may look at the examples (data-dependent codebooks)."""
 
-    def sample_batch(self, examples: np.ndarray, rng: np.random.Generator) -> PyTree:
+    def sample_batch(self, examples: Examples, rng: np.random.Generator) -> PyTree:
         """One batch of numpy arrays, always of the same shapes."""
 
     def loss(self, params: PyTree, state: PyTree, batch: PyTree, rng: jax.Array) -> tuple[jax.Array, tuple]:
@@ -47,34 +48,34 @@ class Training(Protocol):
     def to_codec(self, params: PyTree, state: PyTree) -> Codec:
         """The codec of these parameters."""
 
-    def evaluate(self, codec: Codec, heldout: np.ndarray) -> dict:
+    def evaluate(self, codec: Codec, heldout: Examples) -> dict:
         """Figures of a codec as it is on disk (weights already rounded), JSON-serialisable."""
 
 
 def build_training(config: config_dict.ConfigDict) -> Training:
-    """The `Training` of `config.family` ("image" or "audio")."""
-    if config.family == "image":
+    """The `Training` of `config.kind` ("image" or "audio")."""
+    if config.kind == "image":
         from anygpt_tokenizers.image_training import ImageTraining
 
         return ImageTraining(config)
-    if config.family == "audio":
+    if config.kind == "audio":
         from anygpt_tokenizers.audio_training import AudioTraining
 
         return AudioTraining(config)
-    raise cli.UserError(f'config.family is {config.family!r}; the families are "image" and "audio".')
+    raise cli.UserError(f'config.kind is {config.kind!r}; there are "image" and "audio".')
 
 
 def make_optimizer(config: config_dict.ConfigDict) -> optax.GradientTransformation:
     """Clipped AdamW under a linear warm-up and a cosine to zero; only matrices and kernels decay."""
     o = config.optimizer
-    warmup = min(o.warmup_steps, config.steps - 1)
+    warmup = min(o.warmup, config.steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, warmup, config.steps)
 
     def decays(params: PyTree) -> PyTree:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     adamw = optax.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw)
+    return optax.chain(optax.clip_by_global_norm(o.clip), adamw)
 
 
 def make_step(training: Training, optimizer: optax.GradientTransformation) -> Callable:
@@ -143,7 +144,7 @@ def train_codec(
 
 
 def _optimize(
-    config: config_dict.ConfigDict, training: Training, examples: np.ndarray, out: str
+    config: config_dict.ConfigDict, training: Training, examples: Examples, out: str
 ) -> tuple[PyTree, PyTree, dict]:
     """Runs all steps; returns `(params, state, the last logged metrics)`."""
     key = jax.random.key(config.seed)
@@ -155,7 +156,7 @@ def _optimize(
     logged = {}
     with (
         open(os.path.join(out, "train_log.jsonl"), "w") as log,
-        tqdm(range(config.steps), desc=f"train {config.modality} codec", unit="step") as progress,
+        tqdm(range(config.steps), desc=f"train {config.codec.modality} codec", unit="step") as progress,
     ):
         for step in progress:
             # The batch is a function of (seed, step), so that a run is repeatable whatever ran before it.

@@ -1,0 +1,95 @@
+"""Reading and writing pictures, whatever their size, colour mode or defects."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from anygpt_tokenizers.codec import MediaError
+
+MAX_PIXELS = 80_000_000  # below Pillow's own alarm at 89 million
+DRAFT_PIXELS = 16_000_000  # a JPEG above this is decoded at a fraction of its size
+
+# What Pillow's decoders raise on damaged files of one format or another.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
+    """Reads a picture file as uint8 [size, size, 3].
+
+    The EXIF orientation is applied, transparency is laid over white, and any colour mode becomes RGB; of an
+    animation the first frame is taken. The picture is resized straight to the square (bicubic), as SEED does.
+
+    Raises:
+      MediaError: missing file, empty file, not an image, too many pixels, damaged image.
+    """
+    if not os.path.isfile(path):
+        raise MediaError("missing file", path)
+    if os.path.getsize(path) == 0:
+        raise MediaError("empty file", path)
+    try:
+        with Image.open(path) as image:
+            return prepare_image(image, size, path)
+    except UnidentifiedImageError as error:
+        raise MediaError("not an image", path) from error
+    except Image.DecompressionBombError as error:
+        raise MediaError("too many pixels", path, _first_line(error)) from error
+    except _DECODE_ERRORS as error:
+        raise MediaError("damaged image", path, _first_line(error)) from error
+
+
+def prepare_image(image: Image.Image, size: int, path: str | os.PathLike | None = None) -> np.ndarray:
+    """A Pillow image, loaded or just opened -> uint8 [size, size, 3]; MediaError if it is too large."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise MediaError("too many pixels", path, f"{image.width}×{image.height}")
+    if pixels > DRAFT_PIXELS:
+        image.draft(None, (4 * size, 4 * size))
+    image.load()
+    image = _to_rgb(ImageOps.exif_transpose(image))
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(image, np.uint8)
+
+
+def write_image(samples: np.ndarray, path: str | os.PathLike) -> None:
+    """Writes uint8 [H, W, 3]; the format follows the name (.png, .jpg)."""
+    Image.fromarray(np.asarray(samples, np.uint8)).save(path)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _deep_to_gray(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(paper, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_to_gray(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion of 16-bit gray clips at 255 instead of scaling. Floats count as 0..1, or 0..255.
+    values = np.asarray(image, np.float32)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        values = values * (255.0 if values.max(initial=0.0) <= 1.0 else 1.0)
+    else:
+        values = values / 257.0
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
