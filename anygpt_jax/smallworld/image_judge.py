@@ -14,7 +14,7 @@ from anygpt_jax.smallworld import captions, images
 # Thresholds in CIELAB. A pixel of a shape has colour (chroma), ink has none and is dark.
 _MIN_CHROMA = 35.0
 _MAX_INK_CHROMA, _MAX_INK_LIGHTNESS = 20.0, 65.0
-_MIN_AREA = 24  # pixels; the smallest shape has about 70
+_MIN_AREA = 36  # pixels; the smallest shape has about 80
 _MIN_MATCH = 0.5  # 1 is a perfect shape, 0 as bad as nothing
 _RADII = tuple(np.arange(5.0, 13.6, 0.75).tolist())
 _SOFTNESS = (0.6, 1.5)  # blur of the templates, pixels
@@ -85,7 +85,7 @@ def _describe(mask, color, chroma):
 
 @functools.cache
 def _templates() -> tuple[list[tuple[str, float]], np.ndarray, np.ndarray]:
-    """(shape, radius) of T templates, their spectra [T, 64, 33] and energies [T]; some soft as decoded pictures."""
+    """(shape, radius) of T templates, their spectra [T, 64, 33], energies [T]; half are soft as codecs."""
     names = list(itertools.product(captions.SHAPES, _RADII, _SOFTNESS))
     coverages = []
     for shape, radius, softness in names:

@@ -8,6 +8,7 @@ from scipy.signal import butter, sosfilt
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from anygpt_jax.smallworld import captions, music
 
@@ -22,6 +23,8 @@ _CHORD_WINDOW = 4096
 _RENDERS = 3  # pieces per training caption that the instrument classifier is fitted on
 
 
+# These matrices are tiny: BLAS threads that wait for a busy core cost ten times what they save.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def judge_music(wave: np.ndarray, sample_rate: int) -> captions.Attributes:
     """Tempo, contour, instrument and mode of a wave, float [samples]; {"kind": "unknown"} for silence."""
     wave = np.asarray(wave, np.float32).reshape(-1)
