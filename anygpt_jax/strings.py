@@ -71,7 +71,7 @@ def encode(vocabulary: Vocabulary, text_tokenizer: TextTokenizer, string: str) -
     The string is split at added tokens (longest first); white space beside them is kept, and every run of
     text is encoded on its own with SentencePiece's dummy prefix (LLaMA's legacy behaviour).
     """
-    tokens = vocabulary.token_strings()
+    tokens = vocabulary.token_strings
     pattern = _token_pattern(vocabulary)
     ids: list[int] = []
     start = 0
@@ -93,7 +93,7 @@ def decode(
     The original programs print with a space there, `[MMGPT] : a cat <eos>`; with none, white space is as
     encoded.
     """
-    names = {number: token for token, number in vocabulary.token_strings().items()}
+    names = vocabulary.token_names
     parts: list[str] = []
     run: list[int] = []
     for number in [*map(int, ids), None]:

@@ -148,17 +148,19 @@ class Vocabulary:
         table[self.size :] = -1
         return table
 
+    @functools.cached_property
     def token_strings(self) -> dict[str, int]:
         """Every added token of the original string format, `<👀17>` and tags included, to its id."""
-        return self._token_strings
-
-    @functools.cached_property
-    def _token_strings(self) -> dict[str, int]:
         tokens = dict(self.control)
         for entry in self.modalities.values():
             tokens |= {entry.code_format.format(n=n): entry.first_id + n for n in range(entry.num_codes)}
             tokens |= {entry.start_tag: entry.start_id, entry.end_tag: entry.end_id}
         return tokens
+
+    @functools.cached_property
+    def token_names(self) -> dict[int, str]:
+        """Inverse of `token_strings`."""
+        return {number: token for token, number in self.token_strings.items()}
 
     def extend(self, entries: Iterable[str | Modality]) -> "Vocabulary":
         """A vocabulary with rows appended: control tokens (strings) and media (first_id is set here)."""
@@ -307,7 +309,7 @@ def from_config(
     """
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     if config.get("published"):
-        return published(config["published"], text_model.hash)
+        return _published_with(config["published"], text_model, codecs or {})
     modalities = [_modality_from_config(entry, codecs or {}) for entry in config.get("modalities", ())]
     vocabulary = from_text_model(text_model.size, text_model.hash, config.get("pad_multiple", 128))
     return vocabulary.extend([*CONTROL_TOKENS, *config.get("control", ()), *modalities])
@@ -322,6 +324,26 @@ _CODEC_FACTS = (
     "image_size",
     "fixed_frames",
 )
+
+
+def _published_with(name: str, text_model: Any, codecs: Mapping[str, Any]) -> Vocabulary:
+    vocabulary = published(name, text_model.hash)
+    if text_model.size != vocabulary.text_size:
+        raise UserError(
+            f"The published vocabulary {name!r} needs LLaMA's text model with {vocabulary.text_size} pieces; "
+            f"config.vocabulary.text_model has {text_model.size}."
+        )
+    modalities = dict(vocabulary.modalities)
+    for modality, codec in codecs.items():
+        entry = vocabulary.modality(modality)
+        if (codec.num_codebooks, codec.codebook_size) != (entry.num_codebooks, entry.codebook_size):
+            raise UserError(
+                f"The {modality} codec has {codec.num_codebooks} × {codec.codebook_size} codes, "
+                f"the published vocabulary {entry.num_codebooks} × {entry.codebook_size}; "
+                f"set config.codecs.{modality} to the codec of the published model, or remove it."
+            )
+        modalities[modality] = dataclasses.replace(entry, codec_hash=codec.hash)
+    return dataclasses.replace(vocabulary, modalities=modalities)
 
 
 def _modality_from_config(entry: Mapping[str, Any], codecs: Mapping[str, Any]) -> Modality:

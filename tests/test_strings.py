@@ -52,7 +52,7 @@ def test_strings_that_do_not_fit_are_explained(string, message):
 
 def test_a_string_is_split_at_added_tokens_and_each_run_encoded_with_its_own_prefix():
     ids = strings.encode(CHAT, TOKENIZER, "[Human]: Draw this.<eoh> [MMGPT]: <soim><👀3><eoim><eos>")
-    control = CHAT.token_strings()
+    control = CHAT.token_strings
     expected = [
         control["[Human]"], *TOKENIZER.encode_run(": Draw this."),
         control["<eoh>"], *TOKENIZER.encode_run(" "),
@@ -66,7 +66,7 @@ def test_a_string_is_split_at_added_tokens_and_each_run_encoded_with_its_own_pre
 
 def test_a_code_beyond_the_last_one_is_ordinary_text():
     ids = strings.encode(CHAT, TOKENIZER, "<🗣️1023><🗣️1024>")
-    assert ids[0] == CHAT.token_strings()["<🗣️1023>"]
+    assert ids[0] == CHAT.token_strings["<🗣️1023>"]
     assert max(ids[1:]) < TOKENIZER.size
 
 

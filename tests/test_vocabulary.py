@@ -32,7 +32,7 @@ def small(tokenizer):
 def test_the_published_chat_layout_is_reproduced():
     chat = vocabulary.published("chat")
     assert (chat.size, chat.padded_size) == (53520, 53632)
-    strings = chat.token_strings()
+    strings = chat.token_strings
     expected = {
         "[Human]": 32000, "[MMGPT]": 32001, "<eoh>": 32002, "<eos>": 32003,
         "<👀0>": 32004, "<👀8191>": 40195, "<soim>": 40196, "<eoim>": 40197,
@@ -108,6 +108,23 @@ def test_codecs_give_the_facts_that_a_config_leaves_out(tokenizer):
     assert (entry.sample_rate, entry.max_frames) == (16000, 50)
     with pytest.raises(UserError, match="add it to config"):
         vocabulary.from_config(config, tokenizer)
+
+
+def test_a_published_layout_is_bound_to_its_text_model_and_codecs(tokenizer):
+    class LlamaText:
+        size, hash = 32000, "llama"
+
+    class Codec:
+        num_codebooks, codebook_size, hash = 1, 8192, "seed"
+
+    chat = vocabulary.from_config({"published": "chat"}, LlamaText(), {"image": Codec()})
+    assert (chat.size, chat.text_model_hash, chat.modalities["image"].codec_hash) == (53520, "llama", "seed")
+    with pytest.raises(UserError, match="1 × 8192 codes, the published vocabulary 1 × 1024"):
+        vocabulary.from_config({"published": "chat"}, LlamaText(), {"speech": Codec()})
+    with pytest.raises(UserError, match="needs LLaMA's text model with 32000 pieces"):
+        vocabulary.from_config({"published": "chat"}, tokenizer)
+    with pytest.raises(UserError, match="choose 'chat' or 'base'"):
+        vocabulary.published("sft")
 
 
 def test_unusable_configs_are_explained(tokenizer):

@@ -36,8 +36,9 @@ def get_config() -> config_dict.ConfigDict:
     config.instructions = ""
     # Media whose overlong items are cut to their beginning; others' are skipped, as their text would not fit.
     config.tokenize = {"crop": ("music",), "shard_size": 1024}
-    # Tokens per record; how often each pair is packed, with fresh instructions, in each direction.
-    config.pack = {"seq_len": 512, "repeats": 1, "seed": 0, "chat_template": "mmgpt-eos"}
+    # Tokens per row: 528 holds four music documents of the small world with little to spare. `repeats`: how
+    # often each pair is packed in each direction, with a fresh instruction each time.
+    config.pack = {"seq_len": 528, "repeats": 1, "seed": 0, "chat_template": "mmgpt-eos"}
     return config
 
 
