@@ -53,7 +53,7 @@ def random_writer(five: bool = False):
 
 
 def read_answer(vocab, ids, block, may_open):
-    """Parses an answer without the grammar's tables, fails where it is not decodable, and returns its modalities."""
+    """Parses an answer without the grammar's tables; fails if undecodable. Returns its modalities."""
     starts = {m.start_id: m for m in vocab.modalities.values()}
     stop = vocab.control["<eos>"]
     ids, found = list(ids), []

@@ -1,8 +1,9 @@
 """The grammar of an answer: which tokens may come next, for every row of a batch at once, inside jit.
 
 Every row of the vocabulary belongs to one *kind*: text, the stop token, a modality's start tag, its end tag,
-or one of its codebooks. A row of the batch is in one state: writing text, inside a block of a modality, or done.
-A state allows a set of kinds, so a mask over the vocabulary is one gather. The rules make every block decodable:
+or one of its codebooks. A row of the batch is in one state: writing text, inside a block of a modality, or
+done. A state allows a set of kinds, so a mask over the vocabulary is one gather. The rules make every block
+decodable:
 
 - inside a block only codes of the codebook whose turn it is (frame after frame, level after level);
 - the end tag only between frames: after exactly `fixed_frames` (images), else after 1 to `max_frames`;
@@ -85,8 +86,8 @@ class Grammar:
         """The state before the first token of each row's answer.
 
         Args:
-          blocks: per row, the modality whose start tag ends the prompt (the answer is then that one block), or
-            None for an answer that starts as text.
+          blocks: per row, the modality whose start tag ends the prompt (the answer is then that one block),
+            or None for an answer that starts as text.
           budgets: per row, the largest number of tokens of the answer, end tag or stop token included.
           may_open: modalities that an answer in text may contain blocks of.
 

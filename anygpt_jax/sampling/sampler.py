@@ -115,8 +115,8 @@ class Sampler:
 def draw(logits, keys, *, temperature, top_k, top_p) -> jax.Array:
     """One token per row, int32 [B]; logits [B, V] with -inf at forbidden tokens, the settings per row [B].
 
-    Temperature divides the logits, then the top_k largest are kept, then the smallest set with mass top_p. The
-    draw is the Gumbel maximum of logits + temperature * noise, so temperature 0 is greedy without a branch.
+    Temperature divides the logits, then the top_k largest are kept, then the smallest set with mass top_p.
+    The draw is the maximum of logits + temperature * Gumbel noise, so temperature 0 is greedy.
     """
     warm = jnp.maximum(temperature, 1e-4)[:, None]
     filtered = jax.lax.cond(
