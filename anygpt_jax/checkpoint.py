@@ -9,7 +9,6 @@ workdir/
 import dataclasses
 import importlib.metadata
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -98,7 +97,7 @@ class JointCheckpoint:
 
 
 def write_companions(
-    workdir: str, vocabulary: Vocabulary, text_model: str | os.PathLike, codec_dirs: Mapping[str, str | None]
+    workdir: str, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, codec_dirs: Mapping[str, str | None]
 ) -> None:
     """Writes vocabulary, text model and codecs beside the checkpoints, once.
 
@@ -110,8 +109,7 @@ def write_companions(
     if os.path.exists(path):
         vocabulary.check(Vocabulary.load(path), here="the packed data", there=f"the checkpoint in {workdir}")
         return
-    if os.path.exists(text_model):
-        shutil.copyfile(text_model, os.path.join(workdir, TEXT_MODEL))
+    text_tokenizer.save(os.path.join(workdir, TEXT_MODEL))
     for name, modality in vocabulary.modalities.items():
         if modality.codec_hash:
             codec = _find_codec(name, modality.codec_hash, codec_dirs.get(name))
@@ -125,7 +123,7 @@ def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:
     if codec.hash != wanted_hash:
         raise UserError(
             f"The {name} codec {directory or 'shipped with the package'} has hash {codec.hash}, but the packed "
-            f"data was made with {wanted_hash}; set config.codecs.{name} to the directory of that codec."
+            f"data has codes of {wanted_hash}; set config.codecs.{name} to the directory of that codec."
         )
     return codec
 

@@ -15,8 +15,9 @@ from anygpt_jax.model.config import DecoderConfig
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# (logical axis, mesh axis or axes). Parameters are divided over fsdp by their embed axis and over tensor by the
-# axis that makes a block's two products need one reduction; activations over the batch and the same tensor axes.
+# (logical axis, mesh axis or axes). Parameters are divided over fsdp by their embed axis and over tensor by
+# the axis that makes a block's two products need one reduction; activations over the batch and the same
+# tensor axes.
 # A logical axis that is not listed is not divided.
 DEFAULT_RULES = (
     ("batch", BATCH_AXES),

@@ -21,12 +21,20 @@ def small_vocabulary(pad_multiple: int = 64) -> vocabulary.Vocabulary:
     )
 
 
+class NoText:
+    """Stands where a text tokenizer would be; nothing is read as text."""
+
+    def save(self, path: str) -> None:
+        """Writes nothing."""
+
+
 class FakeData:
     """The interface of data.pipeline.PackedData; a batch is a pure function of seed and step."""
 
     def __init__(self, batch_size: int = 8, seq_len: int = 32, seed: int = 0):
         self.vocabulary = small_vocabulary()
         self.directions = self.vocabulary.directions()
+        self.text_tokenizer = NoText()
         self.seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

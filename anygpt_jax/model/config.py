@@ -71,7 +71,7 @@ class DecoderConfig:
         return self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
 
     def train_flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one trained token, forward and backward: PaLM's convention (appendix B), made causal.
+        """Model FLOPs of one trained token, forward and backward (PaLM, appendix B, made causal).
 
         6 per matrix parameter, and 6 · layers · heads · head_dim · seq_len for attention (two products of a
         query with seq_len / 2 keys on average). Recomputation does not count.

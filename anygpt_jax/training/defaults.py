@@ -1,16 +1,20 @@
-"""Every field of a training config, with its default; a file in configs/ changes what it needs."""
+"""Every field of a config, with its default; a file in configs/ changes what it needs.
+
+Those of tokenising and packing come from data.defaults: one config describes data and training.
+"""
 
 import dataclasses
 
 from ml_collections import config_dict
 
+from anygpt_jax.data import defaults as data_defaults
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.sharding import DEFAULT_RULES
 
 
 def get_config() -> config_dict.ConfigDict:
     """The whole table. An unset (None) model field keeps the preset's value."""
-    config = config_dict.ConfigDict()
+    config = data_defaults.get_config()
     config.seed = 0
     config.steps = 1000
     config.log_every = 10
@@ -54,6 +58,4 @@ def get_config() -> config_dict.ConfigDict:
     config.rules = DEFAULT_RULES
     # FLOP/s of one device that MFU is measured against; unset: by device kind, and on a CPU a timed product.
     config.peak_flops = config_dict.placeholder(float)
-    # Directory of each modality's codec, for the joint checkpoint; unset: the one shipped with the package.
-    config.codecs = {name: config_dict.placeholder(str) for name in ("image", "speech", "music")}
     return config

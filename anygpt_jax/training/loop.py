@@ -15,7 +15,7 @@ from anygpt_tokenizers.cli import UserError
 from jax.sharding import Mesh
 
 from anygpt_jax import sharding
-from anygpt_jax.checkpoint import TEXT_MODEL, JointCheckpoint, write_companions
+from anygpt_jax.checkpoint import JointCheckpoint, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import metrics_log
@@ -62,7 +62,7 @@ def train(
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
 
     # ---------------------------------------------------------------- state: resumed or fresh
-    write_companions(workdir, vocabulary, os.path.join(config.data.dir, TEXT_MODEL), config.codecs)
+    write_companions(workdir, vocabulary, data.text_tokenizer, config.codecs)
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config.seed, abstract, meta["model"])
@@ -132,7 +132,9 @@ def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> Packe
             f"There is no packed data at {directory!r}; make it with python -m anygpt_jax.pack and give its "
             "directory as --config.data.dir=DIR."
         )
-    return PackedData(directory, dict(mixture) or None, batch_size, seed)
+    return PackedData(
+        directory, dict(mixture) or None, batch_size, seed, jax.process_index(), jax.process_count()
+    )
 
 
 def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:

@@ -59,8 +59,8 @@ def _measured_peak(size: int = 1024, rounds: int = 10) -> float:
 
 def summarise(sums: MetricSums, modalities: Sequence[str], directions: Sequence[str]) -> dict[str, float]:
     """Means from sums. loss is the objective (weighted, z-loss included); loss/X and accuracy/X are of answer
-    tokens, unweighted, for X a modality or a direction; share/X is the part of the loss weight that X's tokens
-    have. What did not occur is left out."""
+    tokens, unweighted, for X a modality or a direction; share/X is the part of the loss weight that X's
+    tokens have. What did not occur is left out."""
     sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(sums))
     row = {"loss": float(sums.objective[0] / max(sums.objective[1], 1e-9))}
     for name, (nll, correct, count) in _rows(modalities, sums.modalities[:, :3], directions, sums.directions):
