@@ -1,6 +1,7 @@
 """From a manifest to batches: broken files are listed, runs resume, a fifth medium needs one entry."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from anygpt_jax.vocabulary import from_config, published
 
 TOKENIZER = TextTokenizer("shipped:smallworld")
 INSTRUCTIONS = prompts.load_instructions()
+SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "pretrain"
 
 
 @pytest.fixture
@@ -271,3 +273,24 @@ def test_files_of_the_original_format_are_packed_as_pairs_and_chats(tmp_path):
     batch = PackedData(tmp_path / "packed", {"chat": 1}, batch_size=1).batch(0)
     answers = batch["targets"][0][batch["target_roles"][0] == prompts.ANSWER]
     assert strings.decode(vocabulary, TOKENIZER, answers) == f"{answer}<eos>"
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"the original sample data is not at {SAMPLES}")
+def test_the_original_samples_are_packed_whole(tmp_path):
+    sources = [f"image={SAMPLES}/journeydb.jsonl", f"speech={SAMPLES}/gigaspeech.jsonl"]
+    sources += [f"music={SAMPLES}/music-1m.jsonl", SAMPLES / "anyinstruct_speech.jsonl"]
+    vocabulary = published("chat")
+    meta = documents.pack_tokens(
+        sources, tmp_path / "packed", vocabulary, TOKENIZER, INSTRUCTIONS, seq_len=4608
+    )
+    counts = {name: entry["documents"] for name, entry in meta["datasets"].items()}
+    assert counts == {"image": 20, "speech": 20, "music": 20, "chat": 1}
+    assert meta["skipped"] == []
+    for name, length in (("image", 32), ("music", 1000)):
+        entry = vocabulary.modalities[name]
+        tokens = PackedData(tmp_path / "packed", {name: 1}, meta["datasets"][name]["records"]).batch(0)[
+            "tokens"
+        ]
+        starts, ends = np.argwhere(tokens == entry.start_id), np.argwhere(tokens == entry.end_id)
+        assert len(starts) == 20
+        assert {tuple(difference) for difference in ends - starts} == {(0, length + 1)}
