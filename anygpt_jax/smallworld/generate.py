@@ -15,7 +15,7 @@ from tqdm import tqdm
 from anygpt_jax.smallworld import captions, images, music, speech
 
 # Raise it when the same request would give other files than before.
-VERSION = 1
+VERSION = 2
 IMAGE_SHARES = {"shape": 0.4, "pair": 0.4, "digit": 0.2}
 SENTENCE_SHARES = {"scene": 0.25, "request": 0.25, "number": 0.1, "tune": 0.15, "digits": 0.25}
 MODALITIES = ("image", "speech", "music")

@@ -1,8 +1,9 @@
 """Speech of the small world: espeak-ng from the wheel `espeakng-loader`, through ctypes.
 
 espeak-ng keeps the state of its pitch flutter in static variables, so the same sentence sounds a little
-different each time. Here the library is loaded afresh for every utterance (a few milliseconds): the wave is a
-pure function of text, voice, rate and pitch.
+different each time, and the noise of its breathing voices is seeded by the clock. Here the library is loaded
+afresh for every utterance (a few milliseconds) and given a seed: the wave is a pure function of text, voice,
+rate and pitch.
 """
 
 import _ctypes
@@ -71,6 +72,7 @@ def synthesise(text: str, espeak_voice: str, rate: int, pitch: int) -> np.ndarra
         sample_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if sample_rate != _ESPEAK_RATE:
             raise RuntimeError(f"espeak-ng did not start: espeak_Initialize returned {sample_rate}")
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         library.espeak_SetSynthCallback(receive)
         if library.espeak_SetVoiceByName(espeak_voice.encode()):
             raise RuntimeError(f"espeak-ng has no voice {espeak_voice!r}")
