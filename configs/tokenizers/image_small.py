@@ -1,4 +1,4 @@
-"""The small image tokenizer: 64 × 64 RGB, a grid of 4 × 4 patches, two codes of 512 a patch (288 bits an image)."""
+"""The small image tokenizer: 64 × 64 RGB, 4 × 4 patches, two codes of 512 a patch: 32 codes an image."""
 
 from ml_collections import config_dict
 
@@ -15,24 +15,24 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.patch_size = 16
     config.codec.num_codebooks = 2
     config.codec.codebook_size = 512
-    config.codec.quantizer = "fsq"  # or "vq"
-    config.codec.levels = (8, 8, 8)  # of "fsq"
-    config.codec.part_dim = 8  # of "vq"
-    config.codec.encoder_dim = 192
-    config.codec.encoder_layers = 2
-    config.codec.encoder_mixes = False
-    config.codec.decoder_dim = 192
-    config.codec.decoder_layers = 3
+    config.codec.form_dim = 48  # principal components of a patch's ink
+    config.codec.dim = 128
+    config.codec.num_layers = 3
     config.codec.num_heads = 4
-    config.codec.refine_channels = 48
+    config.codec.channels = 32
     config.codec.storage_dtype = "float16"
+
+    config.fit_images = 6000
+    config.fit_iterations = 30
+    config.tint_distance = (
+        0.25  # tints are relative light in three channels; noise of the ink stays below this
+    )
 
     config.steps = 2000
     config.batch_size = 64
     config.augment = 0.5
     config.move = 8
-    config.detail_dropout = 0.0
-    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3, "quantizer": 1.0})
+    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3})
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 1e-3
@@ -45,8 +45,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.save_every = 500
 
     if arg == "dummy":
-        config.codec.update({"encoder_dim": 16, "decoder_dim": 16, "encoder_layers": 1, "decoder_layers": 1})
-        config.codec.update({"num_heads": 2, "refine_channels": 8})
+        config.codec.update({"codebook_size": 16, "form_dim": 8, "dim": 16, "num_layers": 1, "channels": 4})
+        config.update({"fit_images": 64, "fit_iterations": 2})
         config.update({"steps": 4, "batch_size": 4, "log_every": 2, "save_every": 2})
     elif arg:
         raise ValueError("the only argument is 'dummy'")

@@ -1,102 +1,70 @@
-"""From latents to codes and back, for pictures: two quantisers that do not collapse when trained from scratch.
+"""Codebooks for pictures, fitted to data in seconds: nearest codes, k-means, books with a least distance.
 
-Both cut a latent [..., K·D] into K parts and give each part one code of `codebook_size`; both have the methods
-`__call__(latents) -> (quantized, codes, loss)` and `lookup(codes) -> quantized`, gradients passing straight through.
-A full-width VQ collapses at this scale to a dozen codes, which is why there is none.
+Rounding latents that are still being learnt (FSQ, VQ with gradients) needs many thousand steps before its
+codes are worth anything. One fitted to fixed projections of patches is good at once and cannot collapse.
 """
 
-import math
-from collections.abc import Sequence
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class FiniteScalarQuantizer(nn.Module):
-    """FSQ (Mentzer et al., 2023, arXiv 2309.15505): every number of a part is rounded to one of a few levels.
+def nearest_code(book: jax.Array, x: jax.Array) -> jax.Array:
+    """Index int32 [...] of the row of `book` [N, D] nearest to x [..., D]; the first wins ties."""
+    products = jnp.einsum("...d,nd->...n", x, book, precision=HIGHEST)
+    return jnp.argmax(2 * products - jnp.sum(book**2, axis=-1), axis=-1).astype(jnp.int32)
 
-    There is nothing to learn and no loss. Attributes:
-      num_codebooks: parts K.
-      levels: levels of each number of a part, such as (8, 8, 8) for 512 codes.
+
+_nearest_code = jax.jit(nearest_code)
+
+
+def kmeans(x: np.ndarray, size: int, iterations: int, rng: np.random.Generator) -> np.ndarray:
+    """Lloyd's algorithm: `size` centres [size, D] of x [M, D], M ≥ size; empty ones become random rows."""
+    book = x[rng.choice(len(x), size, replace=False)]
+    for _ in range(iterations):
+        book, counts = _means(x, book)
+        empty = np.flatnonzero(counts == 0)
+        book[empty] = x[rng.choice(len(x), len(empty), replace=False)]
+    return book
+
+
+def spread_book(x: np.ndarray, size: int, distance: float, iterations: int) -> np.ndarray:
+    """Centres [n ≤ size, D] of x [M, D] that started at least `distance` apart.
+
+    So there are only as many as the data need, and variation below the distance rarely changes a code: the
+    farthest row becomes the next centre until none is farther than `distance`; then k-means centres them.
     """
-
-    num_codebooks: int
-    levels: Sequence[int]
-
-    @property
-    def part_dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def codebook_size(self) -> int:
-        return math.prod(self.levels)
-
-    def __call__(self, latents: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Latents [..., K·D] -> (quantized [..., K·D] in [-1, 1], codes int32 [..., K], loss 0)."""
-        parts = latents.reshape(*latents.shape[:-1], self.num_codebooks, self.part_dim)
-        steps = jnp.asarray(self.levels, jnp.float32) - 1
-        # 0 .. steps; the tanh keeps every level, the outermost too, within reach.
-        position = (jnp.tanh(parts) + 1) / 2 * (steps + 0.998) - 0.499
-        digits = jax.lax.stop_gradient(jnp.round(position))
-        rounded = position + jax.lax.stop_gradient(digits - position)
-        codes = jnp.sum(digits.astype(jnp.int32) * self._weights(), axis=-1)
-        return (2 * rounded / steps - 1).reshape(latents.shape), codes, jnp.zeros(())
-
-    def lookup(self, codes: jax.Array) -> jax.Array:
-        """Codes [..., K] -> quantized [..., K·D]."""
-        digits = codes[..., None] // self._weights() % jnp.asarray(self.levels)
-        values = 2 * digits / (jnp.asarray(self.levels, jnp.float32) - 1) - 1
-        return values.reshape(*codes.shape[:-1], -1)
-
-    def _weights(self) -> jax.Array:
-        """The place value of each digit, the first the most significant."""
-        return jnp.asarray([math.prod(self.levels[i + 1 :]) for i in range(len(self.levels))], jnp.int32)
+    book = extend_spread(x[:1], x, size, distance)
+    for _ in range(iterations):
+        book = _means(x, book)[0]
+    return book
 
 
-class NormalizedVectorQuantizer(nn.Module):
-    """VQ by cosine in few dimensions (ViT-VQGAN: Yu et al., 2021, arXiv 2110.04627), one learnt codebook a part.
-
-    Attributes:
-      num_codebooks: parts K.
-      codebook_size: codes of a part.
-      part_dim: numbers of a part; 4 to 16.
-      commitment: weight of the pull of latents to codes, relative to that of codes to latents.
-    """
-
-    num_codebooks: int
-    codebook_size: int
-    part_dim: int = 8
-    commitment: float = 0.25
-
-    def setup(self):
-        shape = (self.num_codebooks, self.codebook_size, self.part_dim)
-        self.codebooks = self.param("codebooks", nn.initializers.normal(1.0), shape)
-
-    def __call__(self, latents: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Latents [..., K·D] -> (quantized [..., K·D] of unit parts, codes int32 [..., K], loss)."""
-        parts = _unit(latents.reshape(*latents.shape[:-1], self.num_codebooks, self.part_dim))
-        similarity = jnp.einsum("...kd,knd->...kn", parts, _unit(self.codebooks), precision=HIGHEST)
-        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
-        chosen = self.lookup(codes).reshape(parts.shape)
-        stop = jax.lax.stop_gradient
-        loss = jnp.mean((stop(parts) - chosen) ** 2) + self.commitment * jnp.mean((parts - stop(chosen)) ** 2)
-        return (parts + stop(chosen - parts)).reshape(latents.shape), codes, loss
-
-    def lookup(self, codes: jax.Array) -> jax.Array:
-        """Codes [..., K] -> quantized [..., K·D]."""
-        chosen = _unit(self.codebooks)[jnp.arange(self.num_codebooks), codes]
-        return chosen.reshape(*codes.shape[:-1], -1)
+def extend_spread(book: np.ndarray, x: np.ndarray, size: int, distance: float) -> np.ndarray:
+    """Adds the row of x [M, D] farthest from the book until all are that near or `size` is reached."""
+    gaps = np.min([np.linalg.norm(x - row, axis=1) for row in book], axis=0)
+    while len(book) < size and gaps.max() > distance:
+        row = x[np.argmax(gaps)]
+        book = np.concatenate([book, row[None]])
+        gaps = np.minimum(gaps, np.linalg.norm(x - row, axis=1))
+    return book
 
 
-def build_quantizer(config: dict) -> FiniteScalarQuantizer | NormalizedVectorQuantizer:
-    """The quantiser of a codec's configuration: {"quantizer": "fsq", "levels"} or {"quantizer": "vq", "part_dim"}."""
-    if config["quantizer"] == "fsq":
-        return FiniteScalarQuantizer(config["num_codebooks"], tuple(config["levels"]))
-    return NormalizedVectorQuantizer(config["num_codebooks"], config["codebook_size"], config["part_dim"])
+def principal_basis(x: np.ndarray, dim: int) -> np.ndarray:
+    """The `dim` orthonormal directions [D, dim] that keep most of x [M, D] (about zero, not the mean)."""
+    _, vectors = np.linalg.eigh(x.T.astype(np.float64) @ x)
+    return vectors[:, ::-1][:, :dim].astype(np.float32)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
+def _means(x: np.ndarray, book: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One step of k-means: the new book (rows without members stay) and the members of each row."""
+    index = np.asarray(_nearest_code(book, x))
+    counts = np.bincount(index, minlength=len(book))
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(index[order]) > 0])
+    means = book.copy()
+    used = index[order][starts]
+    means[used] = np.add.reduceat(x[order].astype(np.float64), starts, axis=0) / counts[used, None]
+    return means, counts

@@ -1,4 +1,4 @@
-"""Training of the image tokenizer: what an example is, the loss, and how a codec is judged on held-out pictures."""
+"""Training of the image tokenizer: examples, codebooks, the loss, and figures on held-out pictures."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,31 @@ import numpy as np
 from tqdm import tqdm
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.image_tokenizer import ImageCodec, ImageTokenizer, from_uint8
+from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
+from anygpt_tokenizers.image_tokenizer import (
+    FORM,
+    ImageCodec,
+    build_decoder,
+    decode_ink,
+    encode_images,
+    from_uint8,
+    split_patches,
+)
 from anygpt_tokenizers.media_image import read_image
 
 
 class ImageTraining:
-    """Trains an ImageTokenizer on a directory of pictures; see configs/tokenizers/image_small.py."""
+    """Fits the codebooks of an ImageCodec to pictures and trains its decoder.
+
+    The codebooks are fitted once, before the first step; the steps teach the decoder to read them. The fields
+    of the config are those of configs/tokenizers/image_small.py.
+    """
 
     def __init__(self, config):
         self.config = config
         self.codec_config = config.codec.to_dict()
-        self.module = ImageTokenizer(self.codec_config)
+        self.decoder = build_decoder(self.codec_config)
+        self._split = jax.jit(lambda x: split_patches(from_uint8(x), self.decoder.patch_size))
 
     def read_examples(self, data_dir: str | Path) -> np.ndarray:
         """All pictures of DIR/manifest.jsonl, uint8 [N, S, S, 3]; a broken file raises MediaError."""
@@ -34,49 +48,63 @@ class ImageTraining:
         return np.stack([read_image(path, size) for path in tqdm(paths, desc="read pictures", unit="file")])
 
     def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[dict, dict]:
-        """Fresh parameters and an empty state."""
-        images = from_uint8(examples[:1])
-        keep = jnp.ones((1, self.codec_config["num_codebooks"]))
-        return jax.jit(self.module.init)(rng, images, keep)["params"], {}
+        """The decoder's fresh parameters, and as state the codebooks, fitted to the examples for good."""
+        books = self._fit_books(examples, np.random.default_rng(int(jax.random.bits(rng))))
+        latents = jnp.zeros((1, self.decoder.grid**2, self.codec_config["form_dim"]))
+        params = jax.jit(self.decoder.init)(rng, latents)["params"]
+        return params, jax.tree.map(jnp.asarray, books)
+
+    def _fit_books(self, examples: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Codebooks as in ImageCodec; code 0 is paper, and so are tints left over."""
+        config, codec = self.config, self.codec_config
+        size = codec["codebook_size"]
+        chosen = examples[rng.permutation(len(examples))[: config.fit_images]]
+        tints, forms = (np.asarray(x) for x in self._split(chosen))
+        inked = tints.any(axis=-1)
+        tints, forms = tints[inked], forms[inked]
+        if len(forms) < size:
+            raise UserError(
+                f"{len(forms)} patches with ink are too few for {size} codes; give more pictures."
+            )
+
+        basis = principal_basis(forms, codec["form_dim"])
+        form_book = kmeans(forms @ basis, size - 1, config.fit_iterations, rng)
+        tint_book = spread_book(tints, size - 1, config.tint_distance, config.fit_iterations)
+        # Tints that these data lack, for pictures of another kind: spread over all that is left of the colours.
+        others = rng.random((20_000, 3), np.float32)
+        others /= others.max(axis=1, keepdims=True)
+        tint_book = extend_spread(tint_book, others, size - 1, config.tint_distance)
+        return {
+            "tints": _with_paper(tint_book, size),
+            "forms": _with_paper(form_book, size),
+            "form_basis": basis,
+        }
 
     def sample_batch(self, examples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [batch_size, S, S, 3]: pictures, a share of them mirrored, moved, or with their colours exchanged.
-
-        The latter keep the codec from learning the colours and places of the training set by heart.
-        """
+        """uint8 [batch_size, S, S, 3]: pictures, a share of them mirrored and moved."""
         batch = examples[rng.integers(len(examples), size=self.config.batch_size)]
-        changed = rng.random(len(batch)) < self.config.augment
-        for row in np.flatnonzero(changed):
-            image = batch[row]
-            if rng.random() < 0.5:
-                image = image[:, ::-1]
-            if rng.random() < 0.5:
-                image = image[..., rng.permutation(3)]
+        for row in np.flatnonzero(rng.random(len(batch)) < self.config.augment):
+            image = batch[row][:, ::-1] if rng.random() < 0.5 else batch[row]
             batch[row] = _moved(image, *rng.integers(-self.config.move, self.config.move + 1, size=2))
         return batch
 
     def loss(self, params: dict, state: dict, batch: jax.Array, rng: jax.Array):
-        """Batch uint8 [B, S, S, 3] -> (scalar, (state, metrics))."""
-        config = self.config
+        """Batch uint8 [B, S, S, 3] -> (scalar, (state, metrics)); compares ink, [B, S, S]."""
+        del rng
         images = from_uint8(batch)
-        coarse_only = jax.random.bernoulli(rng, config.detail_dropout, (len(batch), 1))
-        finer = jnp.repeat(1.0 - coarse_only, self.codec_config["num_codebooks"] - 1, axis=1)
-        keep = jnp.concatenate([jnp.ones_like(finer[:, :1]), finer], axis=1)
-        output, _, quantizer_loss = self.module.apply({"params": params}, images, keep)
-        error = output - images
+        codes = encode_images(state, images, self.decoder.patch_size)
+        error = decode_ink(self.decoder, params, state, codes[..., FORM]) - jnp.max(images, axis=-1)
         terms = {
             "l2": jnp.mean(error**2),
             "l1": jnp.mean(jnp.abs(error)),
             "gradient": sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2)),
-            "quantizer": quantizer_loss,
         }
-        total = sum(config.loss_weights[name] * value for name, value in terms.items())
+        total = sum(self.config.loss_weights[name] * value for name, value in terms.items())
         return total, (state, {**terms, "psnr": -10.0 * jnp.log10(terms["l2"])})
 
     def to_codec(self, params: dict, state: dict) -> ImageCodec:
         """The codec with these weights, rounded as they are stored."""
-        del state
-        return ImageCodec(self.codec_config, params)
+        return ImageCodec(self.codec_config, {"decoder": params, "books": state})
 
     def evaluate(self, codec: ImageCodec, examples: np.ndarray) -> dict:
         """Reconstruction error and use of the codes on held-out pictures uint8 [N, S, S, 3]."""
@@ -93,9 +121,9 @@ class ImageTraining:
 def code_statistics(codes: np.ndarray, codebook_size: int) -> dict:
     """How many codes [B, N, K] use, and how well a language model could guess them.
 
-    `entropy_bits_per_image` is the sum over positions of the entropy of the code at that position: the cost of a
-    picture to a model that knows nothing but where it is. `most_common_share` is, per codebook, that of the code seen
-    most often (paper, in the small world).
+    `entropy_bits_per_image` is, per codebook, the sum over positions of the entropy of the code at that
+    position: the cost of a picture to a model that knows nothing but where it is. `most_common_share` is that
+    of the code seen most often (paper, in the small world).
     """
     _, positions, codebooks = codes.shape
     overall = [np.bincount(codes[..., k].ravel(), minlength=codebook_size) for k in range(codebooks)]
@@ -109,6 +137,11 @@ def code_statistics(codes: np.ndarray, codebook_size: int) -> dict:
         "most_common_share": [round(float(counts.max() / counts.sum()), 4) for counts in overall],
         "entropy_bits_per_image": [round(float(sum(row)), 2) for row in entropies],
     }
+
+
+def _with_paper(book: np.ndarray, size: int) -> np.ndarray:
+    """The book [size, D]: zeros, the given rows, zeros."""
+    return np.pad(book.astype(np.float32), ((1, size - 1 - len(book)), (0, 0)))
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -156,7 +156,9 @@ def _optimize(
     logged = {}
     with (
         open(os.path.join(out, "train_log.jsonl"), "w") as log,
-        tqdm(range(config.steps), desc=f"train {config.codec.modality} codec", unit="step") as progress,
+        tqdm(
+            range(config.steps), desc=f"train {config.codec.modality} codec", unit="step", mininterval=1
+        ) as progress,
     ):
         for step in progress:
             # The batch is a function of (seed, step), so that a run is repeatable whatever ran before it.
