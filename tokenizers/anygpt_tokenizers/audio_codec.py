@@ -1,0 +1,212 @@
+"""The small audio codec: SEANet encoder, residual vector quantiser, SEANet decoder.
+
+Both ends can work on the waveform itself, as EnCodec does, or on a short-time spectrum: `front` "stft" lets
+the encoder start from log-magnitudes, and `head` "istft" lets the decoder end in magnitudes and instantaneous
+frequencies that an inverse STFT turns into sound (after Vocos, Siuzdak 2023). On a CPU the spectral ends
+train some ten times faster, because no layer runs at the sample rate.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anygpt_tokenizers import residual_vq, spectral
+from anygpt_tokenizers.audio_losses import log_amplitude
+from anygpt_tokenizers.codec import Codec, in_batches
+from anygpt_tokenizers.media_audio import read_audio, write_audio
+from anygpt_tokenizers.seanet import SeanetDecoder, SeanetEncoder
+
+HIGHEST = jax.lax.Precision.HIGHEST
+CONTEXT = (
+    8  # frames of either side that can influence a code (receptive field of the largest config, rounded up)
+)
+BUCKET = 25  # lengths are padded to a multiple of this many frames, so that few shapes are compiled
+CHUNK = 750  # frames encoded at a time
+
+
+class SeanetCodec(nn.Module):
+    """Encoder and decoder around the quantiser.
+
+    Attributes:
+      front: "waveform" or "stft"; head: "waveform" or "istft".
+      n_fft, stft_hop: of the spectral ends.
+      encoder_filters, encoder_strides, decoder_filters, decoder_strides: see `seanet`.
+      dimension, residual_layers: see `seanet`.
+      floor: amplitude (1 = full scale) below which the spectral ends tell nothing apart.
+      loudness: log-amplitude that the inverse-STFT head starts from; near the data's mean it trains faster.
+      refinements: Griffin-Lim iterations after the inverse-STFT head.
+    """
+
+    front: str
+    head: str
+    n_fft: int
+    stft_hop: int
+    encoder_filters: int
+    encoder_strides: Sequence[int]
+    decoder_filters: int
+    decoder_strides: Sequence[int]
+    dimension: int
+    residual_layers: int = 1
+    floor: float = 2e-4
+    loudness: float = -4.0
+    refinements: int = 8
+
+    @classmethod
+    def from_config(cls, config: dict) -> "SeanetCodec":
+        """Takes the module's fields out of a codec's configuration."""
+        names = [name for name in cls.__dataclass_fields__ if name not in ("parent", "name")]
+        values = {name: config[name] for name in names if name in config}
+        return cls(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in values.items()})
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame of codes."""
+        return math.prod(self.encoder_strides) * (self.stft_hop if self.front == "stft" else 1)
+
+    def setup(self):
+        bins = self.n_fft // 2 + 1
+        self.encoder = SeanetEncoder(
+            self.encoder_filters,
+            self.encoder_strides,
+            self.dimension,
+            self.residual_layers,
+            HIGHEST,
+        )
+        self.decoder = SeanetDecoder(
+            self.decoder_filters,
+            self.decoder_strides,
+            3 * bins if self.head == "istft" else 1,
+            self.residual_layers,
+        )
+
+    def encode(self, wave: jax.Array) -> jax.Array:
+        """Waveform [B, F·hop_length] -> latents [B, F, dimension]."""
+        if self.front == "waveform":
+            return self.encoder(wave[..., None])
+        magnitude = jnp.abs(spectral.stft(wave, self.n_fft, self.stft_hop))
+        return self.encoder(0.5 * log_amplitude(magnitude, self.floor) + 2.0)
+
+    def decode(self, latents: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Latents [B, F, dimension] -> waveform [B, F·hop_length], or for the head "istft" the pair
+
+        (magnitudes [B, F', bins], unit vectors [B, F', bins, 2] of the phase advances), F' frames of
+        `stft_hop`.
+        """
+        x = self.decoder(latents)
+        if self.head == "waveform":
+            return x[..., 0]
+        bins = self.n_fft // 2 + 1
+        direction = x[..., bins:].reshape(*x.shape[:-1], bins, 2)
+        norm = jnp.sqrt(jnp.sum(direction**2, -1, keepdims=True) + 1e-6)
+        return jnp.exp(jnp.minimum(2.0 * x[..., :bins] + self.loudness, 2.0)), direction / norm
+
+    def synthesize(self, latents: jax.Array, frames: jax.Array | int) -> jax.Array:
+        """Latents [B, F, dimension] -> waveform [B, F·hop_length], silent from frame `frames` on."""
+        samples = jnp.arange(latents.shape[1] * self.hop_length)
+        if self.head == "waveform":
+            return self.decode(latents) * (samples < frames * self.hop_length)
+        magnitude, direction = self.decode(latents)
+        valid = jnp.arange(magnitude.shape[1]) < frames * (self.hop_length // self.stft_hop)
+        advance = jnp.arctan2(direction[..., 1], direction[..., 0])
+        return spectral.waveform_from_advance(
+            magnitude * valid[:, None], advance, self.n_fft, self.stft_hop, self.refinements
+        )
+
+    def __call__(self, wave: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
+        return self.decode(self.encode(wave))
+
+
+class AudioCodec(Codec):
+    """Speech or music at `sample_rate`; samples are float32 [B, T] in [-1, 1].
+
+    The codes of a clip don't depend on how much silence follows it in a batch (`exact_when_padded`). Params:
+    {"model": parameters of SeanetCodec, "codebooks": float32 [K, N, D]}.
+    """
+
+    type = "seanet"
+    kind = "audio"
+    exact_when_padded = True
+
+    def __init__(self, config: dict, params: dict):
+        super().__init__(config, params)
+        self.module = SeanetCodec.from_config(self.config)
+        self.sample_rate = self.config["sample_rate"]
+        self.hop_length = self.module.hop_length
+        self.frame_rate = self.sample_rate / self.hop_length
+
+    @functools.cached_property
+    def _encode(self):
+        @jax.jit
+        def encode(params, wave):
+            latents = self.module.apply({"params": params["model"]}, wave, method="encode")
+            return residual_vq.quantize(params["codebooks"], latents)[0]
+
+        return encode
+
+    @functools.cached_property
+    def _decode(self):
+        @jax.jit
+        def decode(params, codes, frames):
+            latents = residual_vq.dequantize(params["codebooks"], codes)
+            latents = latents * (jnp.arange(codes.shape[1]) < frames)[:, None]
+            return self.module.apply({"params": params["model"]}, latents, frames, method="synthesize")
+
+        return decode
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [B, T] -> int32 [B, ceil(T / hop_length), codebooks]; long input goes through in chunks."""
+        samples = np.asarray(samples, np.float32)
+        frames = max(1, -(-samples.shape[1] // self.hop_length))
+        pieces = []
+        for start in range(0, frames, CHUNK):
+            stop = min(frames, start + CHUNK)
+            before = min(CONTEXT, start)
+            piece = samples[:, (start - before) * self.hop_length : (stop + CONTEXT) * self.hop_length]
+            pieces.append(self._encode_padded(piece, stop - start + before)[:, before:])
+        return np.concatenate(pieces, axis=1)
+
+    def _encode_padded(self, samples: np.ndarray, frames: int) -> np.ndarray:
+        # At least CONTEXT frames of silence follow, so that how much padding follows makes no difference.
+        padded_frames = _round_up(frames + CONTEXT, BUCKET)
+        padding = padded_frames * self.hop_length - samples.shape[1]
+        wave = np.pad(samples, ((0, 0), (0, padding)))
+        return in_batches(lambda part: self._encode(self.params, part), wave)[:, :frames]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """int32 [B, frames, codebooks] -> float32 [B, frames · hop_length]."""
+        codes = self.check_codes(codes)
+        frames = codes.shape[1]
+        padded = np.pad(codes, ((0, 0), (0, _round_up(frames + CONTEXT, BUCKET) - frames), (0, 0)))
+        waves = in_batches(lambda part: self._decode(self.params, part, frames), padded)
+        return np.clip(waves[:, : frames * self.hop_length], -1.0, 1.0)
+
+    def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
+        """Encodes waves of any lengths, similar lengths together."""
+        groups: dict[int, list[int]] = {}
+        counts = [max(1, -(-len(item) // self.hop_length)) for item in items]
+        for index, count in enumerate(counts):
+            groups.setdefault(_round_up(count, BUCKET) if count <= CHUNK else count, []).append(index)
+        results: list[np.ndarray] = [None] * len(items)
+        for length, members in groups.items():
+            batch = np.zeros((len(members), length * self.hop_length), np.float32)
+            for row, index in enumerate(members):
+                batch[row, : len(items[index])] = items[index]
+            for row, index in zip(self.encode(batch), members, strict=True):
+                results[index] = row[: counts[index]]
+        return results
+
+    def read_file(self, path: str | os.PathLike) -> np.ndarray:
+        return read_audio(path, self.sample_rate)
+
+    def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
+        write_audio(samples, path, self.sample_rate)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

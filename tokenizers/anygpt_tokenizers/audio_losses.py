@@ -1,0 +1,69 @@
+"""How far a reconstruction of sound is from the original: spectra, mel bands, phase advances, SI-SDR."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anygpt_tokenizers import spectral
+
+
+def log_amplitude(magnitude: jax.Array, floor: float) -> jax.Array:
+    """log(magnitude + floor): what magnitudes are compared as and what the encoder sees."""
+    return jnp.log(magnitude + floor)
+
+
+def log_mel(magnitude: jax.Array, sample_rate: int, bands: int, floor: float) -> jax.Array:
+    """Log-amplitudes [B, F, bands] of the mel bands of a magnitude spectrum [B, F, n_fft / 2 + 1]."""
+    n_fft = 2 * (magnitude.shape[-1] - 1)
+    return log_amplitude(magnitude @ spectral.mel_bands(sample_rate, n_fft, bands), floor)
+
+
+def magnitude_losses(
+    magnitude: jax.Array, target: jax.Array, sample_rate: int, bands: int, floor: float
+) -> dict[str, jax.Array]:
+    """L1 distances of magnitude spectra [B, F, bins]: "log" per bin, "mel" per band, "linear" relative."""
+    mel, target_mel = (log_mel(x, sample_rate, bands, floor) for x in (magnitude, target))
+    return {
+        "log": jnp.mean(jnp.abs(log_amplitude(magnitude, floor) - log_amplitude(target, floor))),
+        "mel": jnp.mean(jnp.abs(mel - target_mel)),
+        "linear": jnp.sum(jnp.abs(magnitude - target)) / (jnp.sum(target) + 1e-3),
+    }
+
+
+def multi_resolution_losses(
+    wave: jax.Array, target: jax.Array, sample_rate: int, bands: int, floor: float, sizes: Sequence[int]
+) -> dict[str, jax.Array]:
+    """`magnitude_losses` between waveforms [B, T], averaged over STFTs of several sizes (hop = size / 4)."""
+    totals = {"log": 0.0, "mel": 0.0, "linear": 0.0}
+    for size in sizes:
+        length = wave.shape[1] // (size // 4) * (size // 4)
+        spectra = [jnp.abs(spectral.stft(x[:, :length], size, size // 4) + 1e-9) for x in (wave, target)]
+        for name, value in magnitude_losses(*spectra, sample_rate, bands, floor).items():
+            totals[name] += value / len(sizes)
+    return totals
+
+
+def advance_loss(direction: jax.Array, spectrum: jax.Array, n_fft: int, hop: int, floor: float) -> jax.Array:
+    """How wrong predicted instantaneous frequencies are, weighted by the amplitude they matter for; 0 to 2.
+
+    Args:
+      direction: [B, F, bins, 2], unit vectors (cos, sin) of the predicted phase advance beyond the nominal
+      one.
+      spectrum: complex [B, F, bins] of the target.
+    """
+    nominal = spectral.nominal_advance(n_fft, hop)
+    step = spectrum[:, 1:] * jnp.conj(spectrum[:, :-1]) * np.exp(-1j * nominal).astype(np.complex64)
+    size = jnp.abs(step)
+    wrong = size - (step.real * direction[:, 1:, :, 0] + step.imag * direction[:, 1:, :, 1])
+    weight = jax.lax.rsqrt(size + floor**2)  # leaves the geometric mean of the two amplitudes as weight
+    return jnp.sum(wrong * weight) / (jnp.sum(size * weight) + 1e-3)
+
+
+def si_sdr(wave: np.ndarray, target: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio, dB, of wave [T] to target [T] (Le Roux et al. 2019)."""
+    target = target - target.mean()
+    wave = wave - wave.mean()
+    along = (wave @ target) / (target @ target + 1e-9) * target
+    return float(10 * np.log10((along @ along + 1e-9) / ((wave - along) @ (wave - along) + 1e-9)))

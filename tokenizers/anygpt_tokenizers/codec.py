@@ -1,0 +1,176 @@
+"""A codec: media in, discrete codes out, and back.
+
+`Codec` is the host-side object that everything outside this package uses. It holds the weights of a pure Flax
+module, batches its calls and knows how to read and write files of its medium. Subclasses:
+`audio_codec.AudioCodec` and `image_tokenizer.ImageCodec`.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from anygpt_tokenizers.cli import UserError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
+
+# The value of "type" in config.json -> where the class lives (imported only when needed).
+CODEC_CLASSES = {
+    "seanet": "anygpt_tokenizers.audio_codec:AudioCodec",
+    "vit_vq": "anygpt_tokenizers.image_tokenizer:ImageCodec",
+}
+
+
+class MediaError(UserError):
+    """A media file that cannot be used; `reason` is a short phrase that many files can be counted under."""
+
+    def __init__(self, reason: str, path: str | os.PathLike | None = None, detail: str = ""):
+        self.reason = reason
+        self.path = path
+        place = f"{os.fspath(path)}: " if path is not None else ""
+        super().__init__(f"{place}{reason}{f' ({detail})' if detail else ''}")
+
+
+class Codec:
+    """Weights plus configuration of one codec.
+
+    Attributes:
+      modality: name of the medium, such as "speech".
+      kind: "audio" or "image".
+      num_codebooks, codebook_size: codes of one frame, and how many values each can take.
+      sample_rate, hop_length, frame_rate: for audio, else None.
+      image_size, fixed_frames: for images, else None.
+      config: the JSON-able configuration that `save_pretrained` writes.
+      params: nested dict of float32 arrays, already rounded to the precision they are stored in.
+      hash: first 16 hex digits of the SHA-256 of the weights file.
+    """
+
+    type: ClassVar[str]
+    kind: ClassVar[str]
+    sample_rate: int | None = None
+    hop_length: int | None = None
+    frame_rate: float | None = None
+    image_size: int | None = None
+    fixed_frames: int | None = None
+
+    def __init__(self, config: dict, params: dict):
+        self.config = json.loads(json.dumps({**config, "type": self.type}))
+        self.modality: str = config["modality"]
+        self.num_codebooks: int = config["num_codebooks"]
+        self.codebook_size: int = config["codebook_size"]
+        storage = np.dtype(config.get("storage_dtype", "float32"))
+        flat = traverse_util.flatten_dict(params, sep="/")
+        stored = {
+            name: np.ascontiguousarray(np.asarray(value, storage)) for name, value in sorted(flat.items())
+        }
+        self._weights = safetensors.numpy.save(stored)
+        self.hash = hashlib.sha256(self._weights).hexdigest()[:16]
+        self.params = traverse_util.unflatten_dict(
+            {name: value.astype(np.float32) for name, value in stored.items()}, sep="/"
+        )
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Samples [B, ...] -> int32 codes [B, frames, codebooks]."""
+        raise NotImplementedError
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """int32 codes [B, frames, codebooks] -> samples [B, ...] of the form that `encode` takes."""
+        raise NotImplementedError
+
+    def read_file(self, path: str | os.PathLike) -> np.ndarray:
+        """Reads one file as samples without the batch axis; raises MediaError if it cannot be used."""
+        raise NotImplementedError
+
+    def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
+        """Writes the samples of one item (no batch axis) to a file."""
+        raise NotImplementedError
+
+    def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
+        """Encodes items (no batch axis, lengths may differ) to a list of int32 [frames, codebooks]."""
+        return [self.encode(item[None])[0] for item in items]
+
+    def encode_file(self, path: str | os.PathLike) -> np.ndarray:
+        """One file -> int32 [frames, codebooks]; raises MediaError if it cannot be used."""
+        return self.encode(self.read_file(path)[None])[0]
+
+    def check_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Codes as int32 [B, frames, codebooks]; UserError if the shape or a value is not this codec's."""
+        codes = np.asarray(codes)
+        if codes.ndim != 3 or codes.shape[-1] != self.num_codebooks or codes.shape[1] == 0:
+            raise UserError(
+                f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] with "
+                f"at least one frame, not {list(codes.shape)}."
+            )
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            raise UserError(
+                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; "
+                f"these reach from {codes.min()} to {codes.max()}."
+            )
+        return codes.astype(np.int32)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Writes config.json and weights.safetensors."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / WEIGHTS_FILE).write_bytes(self._weights)
+        (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> Self:
+        """Reads what `save_pretrained` wrote; the hash is the same again."""
+        config, params = _read_directory(Path(directory))
+        return cls(config, params)
+
+
+def load_codec(directory: str | os.PathLike) -> Codec:
+    """Loads the codec of a directory with config.json and weights.safetensors, whatever its type."""
+    config, params = _read_directory(Path(directory))
+    if config.get("type") not in CODEC_CLASSES:
+        raise UserError(
+            f"{directory}: unknown codec type {config.get('type')!r}; known: {', '.join(CODEC_CLASSES)}."
+        )
+    module, _, name = CODEC_CLASSES[config["type"]].partition(":")
+    return getattr(importlib.import_module(module), name)(config, params)
+
+
+def shipped_codec(modality: str) -> Codec:
+    """The small trained codec of a medium that comes with this package ("speech", "music" or "image")."""
+    if not (SHIPPED / modality / CONFIG_FILE).is_file():
+        have = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+        raise UserError(f"No codec for {modality!r} is shipped; there are: {', '.join(have) or 'none'}.")
+    return load_codec(SHIPPED / modality)
+
+
+def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, size: int = 32) -> np.ndarray:
+    """Applies `function` to parts of at most `size` rows and joins the results.
+
+    Parts are padded with zero rows to a power of two, so that a jitted function sees few shapes.
+    """
+    outputs = []
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
+        rows = 1 << (len(part) - 1).bit_length()
+        padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
+        outputs.append(np.asarray(function(padded))[: len(part)])
+    return np.concatenate(outputs)
+
+
+def _read_directory(directory: Path) -> tuple[dict, dict]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} is not a codec: it has no {name}.")
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        flat = safetensors.numpy.load((directory / WEIGHTS_FILE).read_bytes())
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory} holds a damaged codec ({error}); copy or train it again.") from error
+    return config, traverse_util.unflatten_dict(flat, sep="/")
