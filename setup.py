@@ -29,7 +29,6 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow",
-        "rich",
         "safetensors",
         "sentencepiece",
         "soundfile",
@@ -41,6 +40,8 @@ setup(
         "pocketsphinx",
         "scikit-image",
         "scikit-learn",
+        "scipy",
+        "threadpoolctl",
     ],
     extras_require={
         "test": ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
