@@ -43,6 +43,11 @@ def quickstart(config: config_dict.ConfigDict, workdir: str | Path) -> dict[str,
     Raises:
       UserError, and DivergedError and StoppedError of training.
     """
+    for field in ("world", "evaluation"):
+        if field not in config:
+            raise cli.UserError(
+                f"The config has no config.{field}, which the main job needs; see configs/tiny.py."
+            )
     workdir = Path(workdir)
     fields = config.to_dict()
     count, world = config.evaluation.n, dict(config.world)
@@ -97,7 +102,7 @@ def quickstart(config: config_dict.ConfigDict, workdir: str | Path) -> dict[str,
         return evaluate(model, heldout, count, workdir / EVALUATION / "own", config.evaluation.seed)
 
     def evaluate_shipped():
-        if shipped.identity() is None:
+        if not shipped.is_shipped():
             print("  (this copy of the package has no trained model)")
             return None
         model = shipped.load_shipped()

@@ -60,10 +60,16 @@ def export(
     return len(weights)
 
 
+def is_shipped() -> bool:
+    """Whether this copy of the package holds the trained model."""
+    return (DIRECTORY / WEIGHTS_FILE).is_file()
+
+
 def identity() -> str | None:
     """A hash of the shipped weights, None where there are none."""
-    weights = DIRECTORY / WEIGHTS_FILE
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None
+    if not is_shipped():
+        return None
+    return hashlib.sha256((DIRECTORY / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
 
 
 def load_shipped(directory: str | os.PathLike = DIRECTORY) -> LoadedModel:

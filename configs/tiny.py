@@ -13,6 +13,10 @@ from anygpt_jax.training import defaults
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """`argument`: "" (quickstart), "long" or "dummy"."""
     config = defaults.get_config()
+    # How much of the small world anygpt_jax.quickstart makes to learn from, and on how many held-out items
+    # it judges each direction.
+    config.world = {"images": 4000, "speech": 4000, "music": 3000, "seed": 0}
+    config.evaluation = {"n": 100, "seed": 0}
     config.model.preset = "tiny"
     config.steps = 1000
     config.log_every = 20
@@ -38,6 +42,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         config.log_every = 5
         config.checkpoint.every = 10
         config.data.batch_size = 8
+        config.world = {"images": 20, "speech": 20, "music": 20, "seed": 0}
+        config.evaluation.n = 2
     elif argument:
         raise ValueError("choose nothing, 'long' or 'dummy'")
     return config
