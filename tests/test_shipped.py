@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import fake_model
+import jax
 import numpy as np
 import pytest
 from anygpt_tokenizers.cli import UserError
@@ -38,6 +39,27 @@ def test_weights_are_stored_in_half_precision(exported):
     original, loaded = fake_model.load(), shipped.load_shipped(exported)
     wanted = np.asarray(original.params["embedding"], np.float16).astype(np.float32)
     np.testing.assert_array_equal(np.asarray(loaded.params["embedding"]), wanted)
+
+
+def test_int8_weights_take_half_the_space_and_stay_within_half_a_step(tmp_path, monkeypatch, exported):
+    monkeypatch.setattr(shipped, "load_model", lambda workdir, step: fake_model.load())
+    size = shipped.export("unused", tmp_path / "int8", storage="int8")
+    assert size < 0.55 * os.path.getsize(exported / "weights.safetensors")
+    loaded = shipped.load_shipped(tmp_path / "int8")
+    for value, again in zip(
+        jax.tree.leaves(fake_model.load().params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        assert value.shape == again.shape
+        if value.size % 64 == 0:
+            blocks, restored = np.reshape(value, (-1, 64)), np.reshape(again, (-1, 64))
+            steps = np.abs(blocks).max(axis=1) / 127
+            assert (np.abs(blocks - restored).max(axis=1) <= 0.57 * steps).all()
+
+
+def test_an_unknown_storage_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, "load_model", lambda workdir, step: fake_model.load())
+    with pytest.raises(UserError, match="'int4'"):
+        shipped.export("unused", tmp_path, storage="int4")
 
 
 def test_a_codec_of_another_hash_is_refused(monkeypatch):

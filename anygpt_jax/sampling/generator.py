@@ -183,13 +183,11 @@ def _block_budget(modality: Modality) -> int:
 
 
 def decode_many(codec: Codec, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Media of codes [F, K] each; items of one length go through the codec together."""
-    media: dict[int, np.ndarray] = {}
-    lengths = np.array([len(item) for item in codes])
-    for length in np.unique(lengths):
-        members = np.flatnonzero(lengths == length)
-        media |= zip(members, codec.decode(np.stack([codes[i] for i in members])), strict=True)
-    return [media[index] for index in range(len(codes))]
+    """Media of codes [F, K] each. Pictures go through the codec together; sounds have many lengths, and each
+    number of rows with each length would be a compilation, so they go one by one."""
+    if codec.fixed_frames and len(codes):
+        return list(codec.decode(np.stack(codes)))
+    return [codec.decode(item[None])[0] for item in codes]
 
 
 def _free_path(folder: Path, content: str, extension: str) -> Path:
