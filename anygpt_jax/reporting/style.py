@@ -37,7 +37,8 @@ figure { margin: 0; }
 .charts figcaption { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
 svg { width: 100%; height: auto; font-size: 12px; }
 svg .rule { stroke: var(--line); } svg .tick { fill: var(--soft); font-size: 11px; }
-.tiles { display: grid; grid-template-columns: repeat(8, minmax(96px, 1fr)); gap: 14px 12px; overflow-x: auto; }
+.tiles { display: grid; grid-template-columns: repeat(8, minmax(96px, 1fr)); gap: 14px 12px;
+  overflow-x: auto; }
 .tile img { width: 100%; border-radius: 8px; border: 1px solid var(--line); display: block; }
 .tile figcaption { font-size: 12.5px; line-height: 1.35; margin-top: 5px; color: var(--soft); }
 .tile.good figcaption::before { content: "✓ "; color: var(--good); font-weight: 700; }

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+# Name of a config flag → the file that is taken when it is not given.
+_CONFIG_DEFAULTS: dict[str, str | None] = {}
+
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: what is wrong, where, and what to do, in one sentence."""
@@ -32,7 +35,9 @@ def load_config(path: str) -> config_dict.ConfigDict:
 
 def define_config_flag(name: str = "config", default: str | None = None, help: str = "config file") -> None:
     """Defines `--config=FILE[:ARG]` and `--config.field=value` (any field of the config)."""
-    config_flags.DEFINE_config_file(name, default, f"{help}: FILE.py or FILE.py:ARGUMENT", lock_config=True)
+    # A default of absl's would be loaded here, where nobody catches a mistake in it; `run` puts it in instead.
+    config_flags.DEFINE_config_file(name, None, f"{help}: FILE.py or FILE.py:ARGUMENT", lock_config=True)
+    _CONFIG_DEFAULTS[name] = default
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
@@ -41,10 +46,13 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     Also caught: an unknown flag, an unknown config field, a value of the wrong type.
     """
     argv = sys.argv if argv is None else argv
-    program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else argv[0]
+    program = (
+        f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else argv[0]
+    )
     try:
         try:
-            positional = flags.FLAGS(argv)[1:]
+            positional = flags.FLAGS(_with_default_configs(argv))[1:]
+            _check_configs()
         except flags.Error as error:
             raise UserError(f"{error} (see {program} --help)") from error
         except (AttributeError, KeyError) as error:
@@ -59,6 +67,23 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status or 0)
+
+
+def _with_default_configs(argv: list[str]) -> list[str]:
+    """The arguments with `--config=DEFAULT` in front, where a config has a default and is not given."""
+    given = {argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")}
+    defaults = [f"--{name}={file}" for name, file in _CONFIG_DEFAULTS.items() if file and name not in given]
+    return [argv[0], *defaults, *argv[1:]]
+
+
+def _check_configs() -> None:
+    """A config that cannot be read would otherwise show only when it is first used."""
+    for name in _CONFIG_DEFAULTS:
+        try:
+            getattr(flags.FLAGS[name].value, "lock", None)
+        except OSError as error:
+            file = flags.FLAGS[name].config_filename
+            raise UserError(f"There is no config file {file!r}; give one such as configs/tiny.py.") from error
 
 
 def _first_line(error: BaseException) -> str:
