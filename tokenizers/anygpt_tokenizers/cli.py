@@ -35,7 +35,7 @@ def load_config(path: str) -> config_dict.ConfigDict:
 
 def define_config_flag(name: str = "config", default: str | None = None, help: str = "config file") -> None:
     """Defines `--config=FILE[:ARG]` and `--config.field=value` (any field of the config)."""
-    # A default of absl's would be loaded here, where nobody catches a mistake in it; `run` puts it in instead.
+    # absl would load a default right here, where nobody catches a mistake in it; `run` puts it in instead.
     config_flags.DEFINE_config_file(name, None, f"{help}: FILE.py or FILE.py:ARGUMENT", lock_config=True)
     _CONFIG_DEFAULTS[name] = default
 
@@ -54,7 +54,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
             positional = flags.FLAGS(_with_default_configs(argv))[1:]
             _check_configs()
         except flags.Error as error:
-            raise UserError(f"{error} (see {program} --help)") from error
+            lines = str(error).strip().splitlines()  # a config's own error comes with its traceback
+            message = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+            raise UserError(f"{message} (see {program} --help)") from error
         except (AttributeError, KeyError) as error:
             raise UserError(f"Unknown config field: {_first_line(error)} (see the config file).") from error
         except (TypeError, ValueError, FileNotFoundError) as error:
