@@ -117,10 +117,11 @@ def _rates(
 ) -> dict[str, float]:
     if not mixture:
         return dict(sizes)
-    unknown = [name for name in mixture if name not in sizes]
+    unknown = [name for name, rate in mixture.items() if rate and name not in sizes]
     if unknown:
         raise UserError(
-            f"The mixture names the data set {unknown[0]!r}; {str(directory)!r} has {', '.join(sizes)}."
+            f"The mixture names the data set {unknown[0]!r} and {str(directory)!r} has {', '.join(sizes)}; set "
+            f"--config.data.mixture.{unknown[0]}=0 to train without it."
         )
     rates = {name: float(rate) for name, rate in mixture.items() if rate}
     if not rates or min(rates.values()) < 0:
