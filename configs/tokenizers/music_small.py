@@ -25,11 +25,10 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.decoder_strides = (2,)
     config.codec.residual_layers = 1
     config.codec.floor = 1e-3
-    config.codec.loudness = -7.0
     config.codec.refinements = 16
     config.codec.storage_dtype = "float16"
 
-    config.steps = 4000
+    config.steps = 5000
     config.batch_size = 16
     config.crop_frames = 32
     config.speed_range = (1.0, 1.0)
@@ -37,7 +36,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.mel_bands = 80
     config.stft_sizes = (256, 512, 1024)
     config.loss_weights = config_dict.ConfigDict(
-        {"log": 1.0, "mel": 1.0, "linear": 0.5, "advance": 0.5, "commitment": 0.25}
+        {"log": 1.0, "log_squared": 0.5, "mel": 1.0, "convergence": 1.0, "advance": 0.5, "commitment": 0.25}
     )
     config.quantize_from = 800
     config.pool = 8192
@@ -46,10 +45,10 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup = 100
+    config.optimizer.warmup = 30
     config.optimizer.weight_decay = 1e-4
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.98
+    config.optimizer.b2 = 0.95
     config.optimizer.clip = 1.0
     config.log_every = 50
     config.save_every = 250

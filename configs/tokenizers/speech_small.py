@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.refinements = 16
     config.codec.storage_dtype = "float16"
 
-    config.steps = 3000
+    config.steps = 4000
     config.batch_size = 16
     config.crop_frames = 25
     config.speed_range = (0.88, 1.14)
@@ -35,19 +35,19 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.mel_bands = 80
     config.stft_sizes = (256, 512, 1024)
     config.loss_weights = config_dict.ConfigDict(
-        {"log": 1.0, "mel": 1.0, "linear": 0.5, "advance": 0.5, "commitment": 0.25}
+        {"log": 1.0, "log_squared": 0.5, "mel": 1.0, "convergence": 1.0, "advance": 0.5, "commitment": 0.25}
     )
-    config.quantize_from = 300
+    config.quantize_from = 600
     config.pool = 8192
     config.ema_decay = 0.98
     config.restart_below = 0.03
 
     config.optimizer = config_dict.ConfigDict()
-    config.optimizer.learning_rate = 1.5e-3
-    config.optimizer.warmup = 100
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = 30
     config.optimizer.weight_decay = 1e-4
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.98
+    config.optimizer.b2 = 0.95
     config.optimizer.clip = 1.0
     config.log_every = 50
     config.save_every = 250

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers import residual_vq, spectral
-from anygpt_tokenizers.audio_losses import log_amplitude
 from anygpt_tokenizers.codec import Codec, in_batches
 from anygpt_tokenizers.media_audio import read_audio, write_audio
 from anygpt_tokenizers.seanet import SeanetDecoder, SeanetEncoder
@@ -27,6 +26,7 @@ CONTEXT = (
     8  # frames of either side that can influence a code (receptive field of the largest config, rounded up)
 )
 BUCKET = 25  # lengths are padded to a multiple of this many frames, so that few shapes are compiled
+MAX_LEVEL = 8.0  # of log1p(magnitude / floor) at the inverse-STFT head
 CHUNK = 750  # frames encoded at a time
 
 
@@ -39,7 +39,6 @@ class SeanetCodec(nn.Module):
       encoder_filters, encoder_strides, decoder_filters, decoder_strides: see `seanet`.
       dimension, residual_layers: see `seanet`.
       floor: amplitude (1 = full scale) below which the spectral ends tell nothing apart.
-      loudness: log-amplitude that the inverse-STFT head starts from; near the data's mean it trains faster.
       refinements: Griffin-Lim iterations after the inverse-STFT head.
     """
 
@@ -54,7 +53,6 @@ class SeanetCodec(nn.Module):
     dimension: int
     residual_layers: int = 1
     floor: float = 2e-4
-    loudness: float = -4.0
     refinements: int = 8
 
     @classmethod
@@ -90,7 +88,7 @@ class SeanetCodec(nn.Module):
         if self.front == "waveform":
             return self.encoder(wave[..., None])
         magnitude = jnp.abs(spectral.stft(wave, self.n_fft, self.stft_hop))
-        return self.encoder(0.5 * log_amplitude(magnitude, self.floor) + 2.0)
+        return self.encoder(jnp.log1p(magnitude / self.floor))
 
     def decode(self, latents: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Latents [B, F, dimension] -> waveform [B, F·hop_length], or for the head "istft" the pair
@@ -104,7 +102,9 @@ class SeanetCodec(nn.Module):
         bins = self.n_fft // 2 + 1
         direction = x[..., bins:].reshape(*x.shape[:-1], bins, 2)
         norm = jnp.sqrt(jnp.sum(direction**2, -1, keepdims=True) + 1e-6)
-        return jnp.exp(jnp.minimum(2.0 * x[..., :bins] + self.loudness, 2.0)), direction / norm
+        # The level is log1p(magnitude / floor); an untrained head is nearly silent.
+        level = jnp.minimum(nn.softplus(2 * x[..., :bins] - 1), MAX_LEVEL)
+        return self.floor * jnp.expm1(level), direction / norm
 
     def synthesize(self, latents: jax.Array, frames: jax.Array | int) -> jax.Array:
         """Latents [B, F, dimension] -> waveform [B, F·hop_length], silent from frame `frames` on."""

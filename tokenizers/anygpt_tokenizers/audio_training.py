@@ -90,7 +90,7 @@ class AudioTraining:
         seen = latents + jax.lax.stop_gradient(chosen - latents)
         terms = self._reconstruction_losses(self.module.apply(variables, seen, method="decode"), batch)
         terms["commitment"] = commitment
-        total = sum(config.loss_weights[name] * value for name, value in terms.items())
+        total = sum(weight * terms[name] for name, weight in config.loss_weights.items())
 
         flat_inputs = inputs.reshape(-1, *inputs.shape[-2:])
         flat_codes = codes.reshape(-1, codes.shape[-1])
@@ -136,7 +136,7 @@ class AudioTraining:
             again = codec.decode(code[None])[0]
             original = np.pad(wave, (0, len(again) - len(wave)))
             mels = [
-                audio_losses.log_mel(jnp.abs(spectral.stft(x[None], 1024, 160)), rate, 80, 1e-3)
+                audio_losses.log_mel(jnp.abs(spectral.stft(x[None], 1280, 160)), rate, 80, 1e-3)
                 for x in (original, again)
             ]
             distances.append(float(jnp.mean(jnp.abs(mels[0] - mels[1]))))

@@ -107,8 +107,8 @@ class Codec:
         codes = np.asarray(codes)
         if codes.ndim != 3 or codes.shape[-1] != self.num_codebooks or codes.shape[1] == 0:
             raise UserError(
-                f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] with "
-                f"at least one frame, not {list(codes.shape)}."
+                f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] "
+                f"with at least one frame, not {list(codes.shape)}."
             )
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise UserError(

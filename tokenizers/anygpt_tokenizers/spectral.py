@@ -1,8 +1,8 @@
 """Short-time spectra in JAX: forward, inverse, mel bands, and phases from instantaneous frequencies.
 
 Frame j of hop h is centred on sample j·h + h/2, so a signal of F·h samples has exactly F frames. Phases refer
-to the centre of the frame; magnitudes are scaled so that a sinusoid of amplitude a has the peak a. The
-inverse needs n_fft to be a multiple of the hop.
+to the centre of the frame; magnitudes are scaled so that a sinusoid of amplitude a has the peak a. n_fft
+is a multiple of twice the hop.
 """
 
 import functools
@@ -21,11 +21,13 @@ def hann(n_fft: int) -> np.ndarray:
 
 def stft(wave: jax.Array, n_fft: int, hop: int) -> jax.Array:
     """Complex spectrum [B, T / hop, n_fft / 2 + 1] of wave [B, T]; T is a multiple of the hop."""
-    side = (n_fft - hop) // 2
+    side, overlap, count = (n_fft - hop) // 2, n_fft // hop, wave.shape[1] // hop
     padded = jnp.pad(wave, ((0, 0), (side, n_fft - hop - side)))
-    starts = np.arange(wave.shape[1] // hop) * hop
-    frames = padded[:, starts[:, None] + np.arange(n_fft)] * (hann(n_fft) * (4 / n_fft))
-    return jnp.fft.rfft(jnp.roll(frames, n_fft // 2, axis=-1))
+    blocks = padded.reshape(wave.shape[0], count + overlap - 1, hop)
+    window = (hann(n_fft) * (4 / n_fft)).reshape(overlap, hop)
+    # A frame is `overlap` neighbouring blocks, second half first: so phases refer to its centre.
+    order = np.roll(np.arange(overlap), overlap // 2)
+    return jnp.fft.rfft(jnp.concatenate([blocks[:, i : i + count] * window[i] for i in order], axis=-1))
 
 
 def istft(spectrum: jax.Array, n_fft: int, hop: int) -> jax.Array:
