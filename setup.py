@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="anygpt_jax",
     version="0.1.0",
-    description="Any-to-any language models in JAX: one decoder reads and writes text, images, speech and music.",
+    description="Any-to-any language models in JAX: text, images, speech and music in one decoder.",
     python_requires=">=3.11",
     packages=find_packages(include=["anygpt_jax", "anygpt_jax.*"])
     + [

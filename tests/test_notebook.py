@@ -26,7 +26,10 @@ def test_sampling_notebook_runs_and_shows_each_direction():
     assert kinds.count("image/png") == 2  # the single picture and the grid
     assert sum("<audio" in output.data.get("text/html", "") for output in shown) == 2
     texts = [
-        output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+        output.text
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
         if output.output_type == "stream" and output.name == "stdout"
     ]
-    assert len([text for text in texts if text.strip()]) == 4  # the platform line and three answers
+    assert len([text for text in texts if text.strip()]) == 4  # what the model is, and three answers

@@ -1,4 +1,4 @@
-"""A real photo, human speech and music go the whole way: codes, rows, a few steps of training, media again."""
+"""A real photo, human speech and music go the whole way: codes, rows, some training, media again."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ FILES = {
 }
 
 
-@pytest.mark.skipif(not REAL_MEDIA.is_dir(), reason="the folder of real media (shared/data/infer) is not here")
+@pytest.mark.skipif(not REAL_MEDIA.is_dir(), reason="no folder of real media (shared/data/infer)")
 def test_real_media_are_tokenised_packed_trained_on_and_sampled(tmp_path):
     config = load_config("configs/tiny.py:dummy")
     rows = [{"text": f"a real {name}", name: str(REAL_MEDIA / file)} for name, file in FILES.items()]
