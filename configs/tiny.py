@@ -22,7 +22,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.log_every = 20
     config.checkpoint.every = 200
     config.data.batch_size = 8
-    # Rows of each medium. Measured: pictures are the slowest to learn (two shapes and their relation; digits).
+    # Rows of each medium. Measured: pictures are the slowest to learn (pairs of shapes, digits).
     config.data.mixture = {"image": 0.5, "speech": 0.3, "music": 0.2}
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
