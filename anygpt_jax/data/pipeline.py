@@ -120,8 +120,8 @@ def _rates(
     unknown = [name for name, rate in mixture.items() if rate and name not in sizes]
     if unknown:
         raise UserError(
-            f"The mixture names the data set {unknown[0]!r} and {str(directory)!r} has {', '.join(sizes)}; "
-            f"set --config.data.mixture.{unknown[0]}=0 to train without it."
+            f"The mixture names the data set {unknown[0]!r}; {str(directory)!r} has {', '.join(sizes)} "
+            f"(--config.data.mixture.{unknown[0]}=0 trains without it)."
         )
     rates = {name: float(rate) for name, rate in mixture.items() if rate}
     if not rates or min(rates.values()) < 0:
