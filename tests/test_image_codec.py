@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from anygpt_jax.smallworld.generate import generate
+from anygpt_jax.smallworld.judges import ceilings
 from anygpt_tokenizers import train
 from anygpt_tokenizers.cli import UserError, load_config
-from anygpt_tokenizers.codec import load_codec
+from anygpt_tokenizers.codec import load_codec, shipped_codec
 from anygpt_tokenizers.image_quantizers import kmeans, nearest_code, principal_basis, spread_book
 from anygpt_tokenizers.image_tokenizer import FORM, TINT, from_patches, from_uint8, split_patches, to_patches
 from anygpt_tokenizers.image_training import ImageTraining, code_statistics
@@ -195,3 +197,13 @@ def test_too_few_pictures_for_the_codebook_are_refused(tmp_path):
     data = write_pictures(tmp_path / "data", np.full((4, 64, 64, 3), 255, np.uint8))
     with pytest.raises(UserError, match="too few"):
         train.train_codec(load_config(CONFIG), str(data), str(tmp_path / "out"))
+
+
+def test_the_shipped_codec_keeps_what_pictures_show(tmp_path):
+    generate(tmp_path / "world", "heldout", images=80, seed=7)
+    codec = shipped_codec("image")
+
+    def reconstruct(_, image):
+        return codec.decode(codec.encode(image[None]))[0]
+
+    assert ceilings(tmp_path / "world", reconstruct=reconstruct)["text->image"]["score"] >= 0.93

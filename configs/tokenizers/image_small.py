@@ -15,7 +15,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.patch_size = 16
     config.codec.num_codebooks = 2
     config.codec.codebook_size = 512
-    config.codec.form_dim = 48  # principal components of a patch's ink
+    config.codec.form_dim = 24
+    config.codec.hidden_dim = 256  # of the form encoder
     config.codec.dim = 128
     config.codec.num_layers = 3
     config.codec.num_heads = 4
@@ -24,15 +25,14 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
     config.fit_images = 6000
     config.fit_iterations = 30
-    config.tint_distance = (
-        0.25  # tints are relative light in three channels; noise of the ink stays below this
-    )
+    # Tints are relative light in three channels; the noise of ink stays below this.
+    config.tint_distance = 0.25
 
-    config.steps = 2000
-    config.batch_size = 64
-    config.augment = 0.5
+    config.steps = 2500
+    config.batch_size = 32
+    config.augment = 0.2
     config.move = 8
-    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3})
+    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3, "quantizer": 0.1})
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 1e-3
@@ -45,7 +45,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.save_every = 500
 
     if arg == "dummy":
-        config.codec.update({"codebook_size": 16, "form_dim": 8, "dim": 16, "num_layers": 1, "channels": 4})
+        config.codec.update(
+            {"codebook_size": 16, "form_dim": 8, "hidden_dim": 8, "dim": 16, "num_layers": 1, "channels": 4}
+        )
         config.update({"fit_images": 64, "fit_iterations": 2})
         config.update({"steps": 4, "batch_size": 4, "log_every": 2, "save_every": 2})
     elif arg:

@@ -2,10 +2,10 @@
 
 A patch of paper with ink on it is nearly (how much ink lies on each pixel) × (what light the ink swallows).
 The form code names the first, the tint code the second. So a shape has the same form codes in every colour, a
-colour the same tint code in every shape, and paper is always code 0: a language model can draw a
-combination of colour and shape that it has never seen. The encoder looks at one patch at a time and knows no
-positions. What a codebook of forms alone leaves blurred, the decoder sharpens, a ViT that sees the forms of
-all patches at once (of the ViT-VQGAN family: Yu et al., 2021, arXiv 2110.04627).
+colour the same tint code in every shape, and paper is always code 0: a language model can draw a combination
+of colour and shape that it has never seen. The encoder looks at one patch at a time and knows no positions.
+What a form code alone leaves blurred, the decoder sharpens, a ViT that sees the forms of all patches at once
+(of the ViT-VQGAN family: Yu et al., 2021, arXiv 2110.04627).
 
 Images are float32 [B, S, S, 3] of swallowed light here: 0 is white, 1 is none of a channel's light left.
 """
@@ -25,6 +25,7 @@ from anygpt_tokenizers.media_image import read_image, write_image
 
 BATCH = 64  # pictures encoded or decoded at a time
 PAPER = 0.004  # mean ink below which a patch is paper: one level of 255
+PAPER_CODE = 0
 TINT, FORM = 0, 1  # the order of a patch's two codes
 
 
@@ -48,8 +49,28 @@ class Block(nn.Module):
         return x + dense(dim)(nn.gelu(dense(3 * dim)(h)))
 
 
+class FormEncoder(nn.Module):
+    """Ink of one patch to a latent: principal components and, on top, a small correction that is learnt.
+
+    Attributes:
+      dim: width of the latent. hidden_dim: of the correction.
+    """
+
+    dim: int
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, forms: jax.Array) -> jax.Array:
+        """Forms [B, N, P·P] -> latents [B, N, dim]; no biases, so that paper is zero."""
+        basis = self.param("basis", nn.initializers.lecun_normal(), (forms.shape[-1], self.dim))
+        linear = jnp.einsum("bnp,pd->bnd", forms, basis, precision=HIGHEST)
+        h = nn.gelu(nn.Dense(self.hidden_dim, use_bias=False, precision=HIGHEST)(forms))
+        zeros = nn.initializers.zeros
+        return linear + nn.Dense(self.dim, use_bias=False, precision=HIGHEST, kernel_init=zeros)(h)
+
+
 class FormDecoder(nn.Module):
-    """Sharpens ink: a correction of what the codebook of forms says, from the forms of all patches.
+    """Codes of forms to ink: each code's own picture, and a correction from the forms of all patches.
 
     Attributes:
       grid: patches along a side. patch_size: pixels along a patch's side, a multiple of 4.
@@ -65,7 +86,11 @@ class FormDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """Latents of forms [B, N, D] -> corrections of ink [B, S, S]."""
+        """Quantised latents [B, N, D] -> ink [B, S, S], not clipped."""
+        pixels = self.patch_size**2
+        basis = self.param("basis", nn.initializers.lecun_normal(), (pixels, latents.shape[-1]))
+        blurred = from_patches(jnp.einsum("bnd,pd->bnp", latents, basis), self.grid, self.patch_size)
+
         positions = self.param("positions", nn.initializers.normal(0.02), (self.grid**2, self.dim))
         x = nn.Dense(self.dim)(latents) + positions
         for _ in range(self.num_layers):
@@ -75,7 +100,47 @@ class FormDecoder(nn.Module):
         x = from_patches(x, self.grid, cells)  # [B, S/4, S/4, C]
         x = nn.Conv(2 * self.channels, (3, 3))(nn.gelu(x))
         x = nn.Conv(16, (3, 3), kernel_init=nn.initializers.zeros)(nn.gelu(x))
-        return from_patches(x.reshape(x.shape[0], -1, 16), self.grid * cells, 4)[..., 0]
+        sharpened = from_patches(x.reshape(x.shape[0], -1, 16), self.grid * cells, 4)
+        return (blurred + sharpened)[..., 0]
+
+
+class FormTokenizer(nn.Module):
+    """Encoder, codebook and decoder of forms; code 0 is paper.
+
+    Attributes:
+      config: the codec's configuration; see configs/tokenizers/image_small.py.
+    """
+
+    config: dict
+
+    def setup(self):
+        c = self.config
+        self.encoder = FormEncoder(c["form_dim"], c["hidden_dim"])
+        names = ("patch_size", "dim", "num_layers", "num_heads", "channels")
+        self.decoder = FormDecoder(c["image_size"] // c["patch_size"], **{name: c[name] for name in names})
+        self.book = self.param("book", nn.initializers.normal(1.0), (c["codebook_size"], c["form_dim"]))
+
+    def encode(self, forms: jax.Array) -> jax.Array:
+        """Forms [B, N, P·P] -> codes int32 [B, N]."""
+        return nearest_code(self._book(), self.encoder(forms))
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Codes int32 [B, N] -> ink [B, S, S], not clipped."""
+        return self.decoder(self._book()[codes])
+
+    def __call__(self, forms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """For training: forms [B, N, P·P] -> (ink [B, S, S], distance of latents and codes).
+
+        The reconstruction moves both, the code as it is and the latent as if it were the code.
+        """
+        latents = self.encoder(forms)
+        chosen = self._book()[nearest_code(self._book(), latents)]
+        stop = jax.lax.stop_gradient
+        distance = jnp.mean((stop(latents) - chosen) ** 2) + 0.25 * jnp.mean((latents - stop(chosen)) ** 2)
+        return self.decoder(chosen + latents - stop(latents)), distance
+
+    def _book(self) -> jax.Array:
+        return self.book.at[PAPER_CODE].set(0.0)
 
 
 def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:
@@ -93,33 +158,10 @@ def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Ar
     return tints, jnp.where(paper, 0.0, forms)
 
 
-def encode_images(books: dict, images: jax.Array, patch_size: int) -> jax.Array:
-    """Images [B, S, S, 3] -> codes int32 [B, N, 2]; `books`: see ImageCodec."""
-    tints, forms = split_patches(images, patch_size)
-    latents = jnp.einsum("bnp,pd->bnd", forms, books["form_basis"], precision=HIGHEST)
-    return jnp.stack([nearest_code(books["tints"], tints), nearest_code(books["forms"], latents)], axis=-1)
-
-
-def decode_ink(decoder: FormDecoder, params: dict, books: dict, form_codes: jax.Array) -> jax.Array:
-    """Form codes [B, N] -> ink [B, S, S], not clipped."""
-    latents = books["forms"][form_codes]
-    blurred = from_patches(latents @ books["form_basis"].T, decoder.grid, decoder.patch_size)[..., 0]
-    return blurred + decoder.apply({"params": params}, latents)
-
-
-def decode_images(decoder: FormDecoder, params: dict, books: dict, codes: jax.Array) -> jax.Array:
-    """Codes int32 [B, N, 2] -> images [B, S, S, 3]."""
-    ink = jnp.clip(decode_ink(decoder, params, books, codes[..., FORM]), 0.0, 1.0)
-    tints = books["tints"][codes[..., TINT]]
-    size = decoder.patch_size
-    spread = from_patches(jnp.tile(tints, (1, 1, size**2)), decoder.grid, size)
-    return ink[..., None] * spread
-
-
 class ImageCodec(Codec):
     """Pictures uint8 [B, S, S, 3] to codes int32 [B, N, 2] (tint, form) and back, N patches in reading order.
 
-    Params: {"books": {"tints": [K, 3], "forms": [K, D], "form_basis": [P·P, D]}, "decoder": of FormDecoder}.
+    Params: {"tints": [K, 3], "forms": of FormTokenizer}.
     """
 
     type = "vit_vq"
@@ -127,19 +169,32 @@ class ImageCodec(Codec):
 
     def __init__(self, config: dict, params: dict):
         super().__init__(config, params)
-        self.decoder = build_decoder(self.config)
+        self.module = FormTokenizer(self.config)
         self.image_size = self.config["image_size"]
-        self.fixed_frames = self.decoder.grid**2
+        self.patch_size = self.config["patch_size"]
+        self.grid = self.image_size // self.patch_size
+        self.fixed_frames = self.grid**2
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(lambda books, x: encode_images(books, from_uint8(x), self.decoder.patch_size))
+        @jax.jit
+        def encode(params, samples):
+            tints, forms = split_patches(from_uint8(samples), self.patch_size)
+            form_codes = self.module.apply({"params": params["forms"]}, forms, method="encode")
+            return jnp.stack([nearest_code(params["tints"], tints), form_codes], axis=-1)
+
+        return encode
 
     @functools.cached_property
     def _decode(self):
-        return jax.jit(
-            lambda p, codes: to_uint8(decode_images(self.decoder, p["decoder"], p["books"], codes))
-        )
+        @jax.jit
+        def decode(params, codes):
+            ink = self.module.apply({"params": params["forms"]}, codes[..., FORM], method="decode")
+            tints = jnp.tile(params["tints"][codes[..., TINT]], (1, 1, self.patch_size**2))
+            tints = from_patches(tints, self.grid, self.patch_size)  # [B, S, S, 3]
+            return to_uint8(jnp.clip(ink, 0.0, 1.0)[..., None] * tints)
+
+        return decode
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> int32 [B, N, 2]."""
@@ -147,7 +202,7 @@ class ImageCodec(Codec):
         if samples.dtype != np.uint8 or samples.shape[1:] != (self.image_size, self.image_size, 3):
             wanted = f"uint8 [B, {self.image_size}, {self.image_size}, 3]"
             raise ValueError(f"expected {wanted}, got {samples.dtype} {samples.shape}")
-        return in_batches(functools.partial(self._encode, self.params["books"]), samples, BATCH)
+        return in_batches(functools.partial(self._encode, self.params), samples, BATCH)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """int32 [B, N, 2] -> uint8 [B, S, S, 3]; UserError for codes that are not this codec's."""
@@ -165,12 +220,6 @@ class ImageCodec(Codec):
 
     def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
         write_image(samples, path)
-
-
-def build_decoder(config: dict) -> FormDecoder:
-    """The decoder of a codec's configuration."""
-    names = ("patch_size", "dim", "num_layers", "num_heads", "channels")
-    return FormDecoder(config["image_size"] // config["patch_size"], **{name: config[name] for name in names})
 
 
 def from_uint8(images: jax.Array) -> jax.Array:

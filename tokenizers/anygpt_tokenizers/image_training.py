@@ -10,30 +10,22 @@ from tqdm import tqdm
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
-from anygpt_tokenizers.image_tokenizer import (
-    FORM,
-    ImageCodec,
-    build_decoder,
-    decode_ink,
-    encode_images,
-    from_uint8,
-    split_patches,
-)
+from anygpt_tokenizers.image_tokenizer import FormTokenizer, ImageCodec, from_uint8, split_patches
 from anygpt_tokenizers.media_image import read_image
 
 
 class ImageTraining:
-    """Fits the codebooks of an ImageCodec to pictures and trains its decoder.
+    """Trains an ImageCodec; the fields of the config are those of configs/tokenizers/image_small.py.
 
-    The codebooks are fitted once, before the first step; the steps teach the decoder to read them. The fields
-    of the config are those of configs/tokenizers/image_small.py.
+    Training starts from codebooks fitted to the examples. That of tints stays; encoder, codebook and decoder
+    of forms learn on together.
     """
 
     def __init__(self, config):
         self.config = config
         self.codec_config = config.codec.to_dict()
-        self.decoder = build_decoder(self.codec_config)
-        self._split = jax.jit(lambda x: split_patches(from_uint8(x), self.decoder.patch_size))
+        self.module = FormTokenizer(self.codec_config)
+        self._split = jax.jit(lambda x: split_patches(from_uint8(x), config.codec.patch_size))
 
     def read_examples(self, data_dir: str | Path) -> np.ndarray:
         """All pictures of DIR/manifest.jsonl, uint8 [N, S, S, 3]; a broken file raises MediaError."""
@@ -48,37 +40,35 @@ class ImageTraining:
         return np.stack([read_image(path, size) for path in tqdm(paths, desc="read pictures", unit="file")])
 
     def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[dict, dict]:
-        """The decoder's fresh parameters, and as state the codebooks, fitted to the examples for good."""
-        books = self._fit_books(examples, np.random.default_rng(int(jax.random.bits(rng))))
-        latents = jnp.zeros((1, self.decoder.grid**2, self.codec_config["form_dim"]))
-        params = jax.jit(self.decoder.init)(rng, latents)["params"]
-        return params, jax.tree.map(jnp.asarray, books)
-
-    def _fit_books(self, examples: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Codebooks as in ImageCodec; code 0 is paper, and so are tints left over."""
+        """Parameters of the FormTokenizer, its codebook fitted to the examples, and as state the tints."""
         config, codec = self.config, self.codec_config
         size = codec["codebook_size"]
-        chosen = examples[rng.permutation(len(examples))[: config.fit_images]]
-        tints, forms = (np.asarray(x) for x in self._split(chosen))
-        inked = tints.any(axis=-1)
-        tints, forms = tints[inked], forms[inked]
+        random = np.random.default_rng(int(jax.random.bits(rng)))
+        chosen = examples[random.permutation(len(examples))[: config.fit_images]]
+        all_tints, all_forms = (np.asarray(x) for x in self._split(chosen))
+        inked = all_tints.any(axis=-1)
+        forms = all_forms[inked]
         if len(forms) < size:
             raise UserError(
                 f"{len(forms)} patches with ink are too few for {size} codes; give more pictures."
             )
 
+        params = jax.jit(self.module.init)(rng, jnp.asarray(all_forms[:1]))["params"]
         basis = principal_basis(forms, codec["form_dim"])
-        form_book = kmeans(forms @ basis, size - 1, config.fit_iterations, rng)
-        tint_book = spread_book(tints, size - 1, config.tint_distance, config.fit_iterations)
-        # Tints that these data lack, for pictures of another kind: spread over all that is left of the colours.
+        book = kmeans(forms @ basis, size - 1, config.fit_iterations, random)
+        params["book"] = jnp.asarray(_with_paper(book, size))
+        params["encoder"]["basis"] = jnp.asarray(basis)
+        params["decoder"]["basis"] = jnp.asarray(basis.copy())
+        return params, {"tints": jnp.asarray(self._fit_tints(all_tints[inked], size, random))}
+
+    def _fit_tints(self, tints: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        """The codebook [size, 3] of tints [M, 3]; code 0 is paper, and so are codes left over."""
+        distance = self.config.tint_distance
+        book = spread_book(tints, size - 1, distance, self.config.fit_iterations)
+        # Tints that these data lack, for pictures of another kind: spread over what is left of the colours.
         others = rng.random((20_000, 3), np.float32)
         others /= others.max(axis=1, keepdims=True)
-        tint_book = extend_spread(tint_book, others, size - 1, config.tint_distance)
-        return {
-            "tints": _with_paper(tint_book, size),
-            "forms": _with_paper(form_book, size),
-            "form_basis": basis,
-        }
+        return _with_paper(extend_spread(book, others, size - 1, distance), size)
 
     def sample_batch(self, examples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 [batch_size, S, S, 3]: pictures, a share of them mirrored and moved."""
@@ -92,19 +82,21 @@ class ImageTraining:
         """Batch uint8 [B, S, S, 3] -> (scalar, (state, metrics)); compares ink, [B, S, S]."""
         del rng
         images = from_uint8(batch)
-        codes = encode_images(state, images, self.decoder.patch_size)
-        error = decode_ink(self.decoder, params, state, codes[..., FORM]) - jnp.max(images, axis=-1)
+        _, forms = split_patches(images, self.codec_config["patch_size"])
+        ink, distance = self.module.apply({"params": params}, forms)
+        error = ink - jnp.max(images, axis=-1)
         terms = {
             "l2": jnp.mean(error**2),
             "l1": jnp.mean(jnp.abs(error)),
             "gradient": sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2)),
+            "quantizer": distance,
         }
         total = sum(self.config.loss_weights[name] * value for name, value in terms.items())
         return total, (state, {**terms, "psnr": -10.0 * jnp.log10(terms["l2"])})
 
     def to_codec(self, params: dict, state: dict) -> ImageCodec:
         """The codec with these weights, rounded as they are stored."""
-        return ImageCodec(self.codec_config, {"decoder": params, "books": state})
+        return ImageCodec(self.codec_config, {"forms": params, "tints": state["tints"]})
 
     def evaluate(self, codec: ImageCodec, examples: np.ndarray) -> dict:
         """Reconstruction error and use of the codes on held-out pictures uint8 [N, S, S, 3]."""
