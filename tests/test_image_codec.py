@@ -6,8 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from anygpt_jax.smallworld.generate import generate
-from anygpt_jax.smallworld.judges import ceilings
 from anygpt_tokenizers import train
 from anygpt_tokenizers.cli import UserError, load_config
 from anygpt_tokenizers.codec import load_codec, shipped_codec
@@ -15,6 +13,9 @@ from anygpt_tokenizers.image_quantizers import kmeans, nearest_code, principal_b
 from anygpt_tokenizers.image_tokenizer import FORM, TINT, from_patches, from_uint8, split_patches, to_patches
 from anygpt_tokenizers.image_training import ImageTraining, code_statistics
 from PIL import Image, ImageDraw
+
+from anygpt_jax.smallworld.generate import generate
+from anygpt_jax.smallworld.judges import ceilings
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "tokenizers" / "image_small.py") + ":dummy"
 COLORS = [(220, 35, 40), (40, 165, 65), (40, 85, 215), (30, 30, 30)]

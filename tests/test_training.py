@@ -16,6 +16,7 @@ from fake_data import FakeData, small_vocabulary
 
 from anygpt_jax import sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
+from anygpt_jax.model.decoder import init_params
 from anygpt_jax.training import defaults, loop
 from anygpt_jax.training.metrics_log import read_metrics
 from anygpt_jax.training.optimizer import make_optimizer, make_schedule
@@ -56,11 +57,13 @@ def losses_of(config, mesh_shape, steps, accumulation=1):
     mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, mesh_shape, strict=True)), devices)
     objective = Objective.from_config(config, data.vocabulary)
     model = loop.model_config(config.model, data.vocabulary)
-    optimizer, _ = make_optimizer(config.optimizer, config.steps)
+    optimizer, rate = make_optimizer(config.optimizer, config.steps)
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
     state = init_state(model, optimizer, 0, abstract)
     shape = (config.data.batch_size, data.seq_len)
-    step = compile_train_step(model, optimizer, objective, mesh, config.rules, abstract, shape, accumulation)
+    step = compile_train_step(
+        model, optimizer, rate, objective, mesh, config.rules, abstract, shape, accumulation
+    )
     losses = []
     for index in range(steps):
         state, record = step(state, sharding.put_batch(data.batch(index), mesh))
@@ -74,7 +77,7 @@ def single_device_losses():
         return losses_of(dummy_config(), (1, 1, 1), 20)[0]
 
 
-@pytest.mark.parametrize("mesh_shape", [(2, 2, 2), (8, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("mesh_shape", [(2, 2, 2), (8, 1, 1)])
 def test_every_mesh_has_the_loss_of_one_device(single_device_losses, mesh_shape):
     with jax.default_matmul_precision("highest"):
         losses, state = losses_of(dummy_config(), mesh_shape, 20)
@@ -97,11 +100,17 @@ def test_both_optimizers_learn(name):
 
 
 def test_optimizer_state_is_divided_like_the_parameters():
-    _, state = losses_of(dummy_config(optimizer__name="muon"), (2, 2, 2), 1)
+    config, vocabulary = dummy_config(optimizer__name="muon"), small_vocabulary()
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    objective = Objective.from_config(config, vocabulary)
+    optimizer, _ = make_optimizer(config.optimizer, config.steps)
+    model = loop.model_config(config.model, vocabulary)
+    state = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
     kernel = state.params["layers"]["mlp"]["gate"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
     mirrors = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
     assert mirrors
-    assert all(leaf.sharding.is_equivalent_to(kernel.sharding, kernel.ndim) for leaf in mirrors)
+    assert all(leaf.sharding == kernel.sharding for leaf in mirrors)
 
 
 # ------------------------------------------------------------------------------------------- objective
@@ -114,8 +123,8 @@ def test_weights_multiply_modality_direction_and_role():
     objective = Objective.from_config(config, vocabulary)
     data = FakeData(batch_size=4)
     model = loop.model_config(config.model, vocabulary)
-    state, batch = losses_of(config, (1, 1, 1), 0)[1], data.batch(0)
-    total, sums = jax.jit(lambda p: batch_loss(p, batch, model, objective))(state.params)
+    params, batch = init_params(model, 0), data.batch(0)
+    total, sums = jax.jit(lambda p: batch_loss(p, batch, model, objective))(params)
 
     kinds = vocabulary.modality_table()[batch["targets"]]
     to_image = batch["directions"] == vocabulary.directions().index("text->image")
@@ -239,8 +248,8 @@ RUNNER = """
                 time.sleep(0.05)
                 yield batch
 
-    whole = loop.train
-    loop.train = lambda config, workdir: whole(config, workdir, SlowData(), jax.devices()[:1])
+    train_on = loop.train
+    loop.train = lambda config, workdir: train_on(config, workdir, SlowData(), jax.devices()[:1])
     from absl import flags
     from anygpt_tokenizers import cli
     flags.DEFINE_string("config", "x", "")
@@ -252,12 +261,24 @@ RUNNER = """
 """
 
 
-def start_run(workdir):
-    script = textwrap.dedent(RUNNER).format(tests=os.path.dirname(__file__))
-    return subprocess.Popen([sys.executable, "-c", script, str(workdir)], stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start_run():
+    """A function that starts a run of 60 steps in a directory, as a process of its own."""
+    processes = []
+
+    def start(workdir):
+        script = textwrap.dedent(RUNNER).format(tests=os.path.dirname(__file__))
+        command = [sys.executable, "-c", script, str(workdir)]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def wait_for_step(process, workdir, step, seconds=120):
+def wait_for_step(process, workdir, step, seconds=600):
     """Returns once the log has reached `step`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -269,13 +290,13 @@ def wait_for_step(process, workdir, step, seconds=120):
     raise AssertionError(f"the run did not reach step {step}")
 
 
-def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path):
-    whole = start_run(tmp_path / "whole")
+def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_run):
     killed = start_run(tmp_path / "killed")
     wait_for_step(killed, tmp_path / "killed", 25)
     killed.kill()
-    killed.communicate()
+    killed.wait()
 
+    whole = start_run(tmp_path / "whole")
     terminated = start_run(tmp_path / "killed")
     wait_for_step(terminated, tmp_path / "killed", 40)
     terminated.send_signal(signal.SIGTERM)
@@ -283,9 +304,9 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path):
     assert terminated.returncode == 128 + signal.SIGTERM
     assert "Stopped by SIGTERM, saved at step" in message
 
-    last = start_run(tmp_path / "killed")
-    assert last.wait() == 0, last.stderr.read()
-    assert whole.wait() == 0, whole.stderr.read()
+    for process in [start_run(tmp_path / "killed"), whole]:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
     assert len(curve(tmp_path / "whole")) == 12
     assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
     ends = []

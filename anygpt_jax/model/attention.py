@@ -1,27 +1,36 @@
-"""Rotary positions, segment-aware causal masks and the reference attention.
+"""Rotary positions, segment-aware causal masks, and attention written out.
 
 Einsum letters: B batch, T query positions, S key slots, K key/value heads, G query heads per key/value head,
 H head_dim.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Finite, so that a row of masked scores still has a softmax.
 MASKED = -1e30
 
 
-def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    positions: jax.Array, length: int, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine of the rotary embedding (RoFormer, arXiv 2104.09864).
 
+    They are looked up in a constant: computed here, XLA would compute them again in every layer's fusions.
+
     Args:
-      positions: int32 [B, T].
+      positions: int32 [B, T], each in 0 … length - 1; others give NaN.
     Returns:
       Two float32 arrays [B, T, 1, head_dim / 2], to be shared by all layers.
     """
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.sin(angles), jnp.cos(angles)
+    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    angles = np.arange(length)[:, None] * frequencies
+    table = np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
+    rows = jnp.take(table, positions, axis=1, mode="fill", fill_value=jnp.nan)
+    return rows[0, :, :, None], rows[1, :, :, None]
 
 
 def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -31,32 +40,80 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def visible(query_segments: jax.Array, key_segments: jax.Array, first_slot: jax.Array | int) -> jax.Array:
-    """Which key slots each query may read: same segment, no later slot.
+def mask_bias(query_segments: jax.Array, key_segments: jax.Array, first_slot: jax.Array | int) -> jax.Array:
+    """What is added to the scores: 0 where a query may read a key, MASKED elsewhere.
+
+    A query reads the keys of its own segment in its own slot and before.
 
     Args:
       query_segments: int32 [B, T]; query t sits in slot first_slot + t.
       key_segments: int32 [B, S].
     Returns:
-      bool [B, T, S].
+      float32 [B, T, S].
     """
     query_slots = first_slot + jnp.arange(query_segments.shape[1])
     causal = jnp.arange(key_segments.shape[1]) <= query_slots[:, None]
-    return causal & (query_segments[:, :, None] == key_segments[:, None, :])
+    visible = causal & (query_segments[:, :, None] == key_segments[:, None, :])
+    return jnp.where(visible, 0.0, MASKED)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention, written out: the reference that every faster kernel is compared with.
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, blocks: int = 1) -> jax.Array:
+    """Softmax attention; scores and softmax are float32 whatever the dtype.
 
     Args:
-      query: [B, T, K·G, H]; key, value: [B, S, K, H]; mask: bool [B, T, S], true where visible.
+      query: [B, T, K·G, H]; key, value: [B, S, K, H]; bias: float32 [B, T, S] of `mask_bias`; no gradient
+        flows to it.
+      blocks: where T = S, the queries are taken in this many blocks, each with the keys up to its end: the
+        scores above the diagonal are then mostly not computed. Must divide T.
     Returns:
-      [B, T, K·G, H]. Scores and softmax are float32 whatever the dtype.
+      [B, T, K·G, H].
     """
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, head_dim)
+    # Heads before positions, and the G query heads of a key head as one run of rows per position.
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    query = query.transpose(0, 2, 3, 1, 4) * head_dim**-0.5  # [B, K, G, T, H]
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # [B, K, S, H]
+    size = length // blocks
+    parts = []
+    for start in range(0, length, size):
+        stop = start + size if blocks > 1 else key.shape[2]
+        rows = slice(start, start + size)
+        block = query[:, :, :, rows], key[:, :, :stop], value[:, :, :stop], bias[:, None, None, rows, :stop]
+        parts.append(_attend_block(*block))
+    mixed = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads, head_dim)
+
+
+@jax.custom_vjp
+def _attend_block(query, key, value, bias):
+    return _attend_forward(query, key, value, bias)[0]
+
+
+def _attend_forward(query, key, value, bias):
+    """Mixed values [B, K, G, T, H], with what the gradient needs: the softmax before its division."""
+    scores = jnp.einsum("BKGTH,BKSH->BKGTS", query, key, preferred_element_type=jnp.float32) + bias
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    mixed = jnp.einsum("BKGTS,BKSH->BKGTH", weights, value, preferred_element_type=jnp.float32) / total
+    mixed = mixed.astype(value.dtype)
+    return mixed, (query, key, value, weights, total, mixed)
+
+
+def _attend_backward(residuals, gradient):
+    """The softmax's gradient needs Σ weight · d weight over keys: mixed · d mixed (arXiv 2205.14135)."""
+    query, key, value, weights, total, mixed = residuals
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    gradient = gradient / total
+    shift = jnp.sum(gradient * mixed, axis=-1, keepdims=True)
+    gradient = gradient.astype(value.dtype)
+    d_scores = weights * (einsum("BKGTH,BKSH->BKGTS", gradient, value) - shift)
+    d_scores = d_scores.astype(value.dtype)
+    d_query = einsum("BKGTS,BKSH->BKGTH", d_scores, key)
+    d_key = einsum("BKGTS,BKGTH->BKSH", d_scores, query)
+    d_value = einsum("BKGTS,BKGTH->BKSH", weights, gradient)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
+
+
+_attend_block.defvjp(_attend_forward, _attend_backward)

@@ -19,6 +19,7 @@ class DecoderConfig:
       remat_policy: what the backward pass recomputes, one of REMAT_POLICIES.
       scan_unroll: layers per iteration of the scan over layers; num_layers removes the loop (fast for a
         tiny model on a CPU), 1 keeps the program small (a deep model).
+      attention_blocks: query blocks of causal attention (attention.attend); used where it divides the length.
       loss_tile: positions per row whose logits exist at one time in the loss.
     """
 
@@ -36,6 +37,7 @@ class DecoderConfig:
     param_dtype: str = "float32"
     remat_policy: str = "none"
     scan_unroll: int = 1
+    attention_blocks: int = 1
     loss_tile: int = 128
 
     def __post_init__(self):
@@ -62,6 +64,13 @@ class DecoderConfig:
                 f"the model has no field {unknown[0]!r}; its fields are {', '.join(sorted(fields))}"
             )
         return cls(**{**PRESETS[name], "vocab_size": vocab_size, "num_real_rows": num_real_rows, **overrides})
+
+    def residual_scale(self, fan_in: int) -> float:
+        """Initial standard deviation of a kernel that writes to the residual stream.
+
+        The sum of all layers' writes then starts with the variance of one.
+        """
+        return (2 * self.num_layers * fan_in) ** -0.5
 
     @property
     def num_matmul_parameters(self) -> int:
@@ -102,6 +111,8 @@ PRESETS = {
         "num_kv_heads": 4,
         "head_dim": 64,
         "hidden_dim": 704,
+        "attention_blocks": 4,
+        "loss_tile": 32,
         "scan_unroll": 4,
     },
     # The shipped small-world model's.
@@ -112,6 +123,8 @@ PRESETS = {
         "num_kv_heads": 6,
         "head_dim": 64,
         "hidden_dim": 1024,
+        "attention_blocks": 4,
+        "loss_tile": 32,
         "scan_unroll": 8,
     },
     # LLaMA-2-7B (arXiv 2307.09288), which AnyGPT starts from.
@@ -122,6 +135,7 @@ PRESETS = {
         "num_kv_heads": 32,
         "head_dim": 128,
         "hidden_dim": 11008,
+        "attention_blocks": 8,
         "dtype": "bfloat16",
         "remat_policy": "projections",
         "loss_tile": 512,

@@ -1,9 +1,12 @@
 """The decoder: LLaMA-2 (arXiv 2307.09288) in Flax Linen, layers stacked by a scan.
 
-Einsum letters: B batch, T positions, D embed_dim, N query heads, K key/value heads, H head_dim, F hidden_dim,
-V vocab_size. Every parameter and activation carries logical axis names; a config's rules map them to a mesh.
+Letters of shapes: B batch, T positions, D embed_dim, N query heads, K key/value heads, H head_dim,
+F hidden_dim, V vocab_size, S cache slots.
+
+Every parameter and activation carries logical axis names; a config's rules map them to a mesh.
 """
 
+import math
 from typing import Any
 
 import flax
@@ -62,24 +65,45 @@ class RMSNorm(nn.Module):
         return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) · up. Its gradient keeps the two inputs only, where autodiff keeps and reads five arrays."""
+    return jax.nn.silu(gate) * up
+
+
+def _gated_backward(inputs, gradient):
+    gate, up = inputs
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    return gradient * up * (sigmoid + silu * (1 - sigmoid)), gradient * silu
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+
+
 class Projection(nn.Module):
-    """A linear map without bias, `einsum(equation, x, kernel)`.
+    """A linear map without bias from the last `len(inputs)` axes to new axes `outputs`.
 
     Attributes:
-      shape, axes: of the kernel. fan_in: the number of summed inputs, which sets the initial scale.
+      inputs, outputs: sizes of the kernel's axes. axes: their logical names, inputs first.
+      scale: standard deviation of the initial kernel.
     """
 
     config: DecoderConfig
-    equation: str
-    shape: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     axes: tuple[str, ...]
-    fan_in: int
+    scale: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.fan_in**-0.5), self.axes)
-        kernel = self.param("kernel", initializer, self.shape, self.config.param_dtype)
-        return jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.scale), self.axes)
+        shape = (*self.inputs, *self.outputs)
+        kernel = self.param("kernel", initializer, shape, self.config.param_dtype).astype(x.dtype)
+        # One product of two matrices: its gradients, too, are then plain products (much faster on a CPU).
+        rows = x.shape[: x.ndim - len(self.inputs)]
+        out = x.reshape(math.prod(rows), -1) @ kernel.reshape(math.prod(self.inputs), -1)
+        return out.reshape(*rows, *self.outputs)
 
 
 class Attention(nn.Module):
@@ -88,12 +112,12 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, keys_and_values, layer, slot, rope, mask):
+    def __call__(self, x, keys_and_values, layer, slot, rope, bias):
         c = self.config
 
         def heads(name: str, count: int, axis: str) -> jax.Array:
-            shape, axes = (c.embed_dim, count, c.head_dim), ("embed", axis, "head_dim")
-            out = Projection(c, "BTD,DNH->BTNH", shape, axes, c.embed_dim, name=name)(x)
+            axes = ("embed", axis, "head_dim")
+            out = Projection(c, (c.embed_dim,), (count, c.head_dim), axes, c.embed_dim**-0.5, name=name)(x)
             out = nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
             return checkpoint_name(out, name)
 
@@ -107,10 +131,12 @@ class Attention(nn.Module):
                 for stored, new in zip(keys_and_values, (key, value), strict=True)
             )
             key, value = (stored[layer] for stored in keys_and_values)
-        mixed = attention.attend(query, key, value, mask)  # [B, T, N, H]
-        shape = (c.num_heads, c.head_dim, c.embed_dim)
-        axes, fan_in = ("heads", "head_dim", "embed"), c.num_heads * c.head_dim
-        out = Projection(c, "BTNH,NHD->BTD", shape, axes, fan_in * 2 * c.num_layers, name="output")(mixed)
+        blocks = c.attention_blocks if keys_and_values is None and x.shape[1] % c.attention_blocks == 0 else 1
+        mixed = attention.attend(query, key, value, bias, blocks)  # [B, T, N, H]
+        inputs, axes = (c.num_heads, c.head_dim), ("heads", "head_dim", "embed")
+        out = Projection(c, inputs, (c.embed_dim,), axes, c.residual_scale(math.prod(inputs)), name="output")(
+            mixed
+        )
         return checkpoint_name(out, "output"), keys_and_values
 
 
@@ -122,14 +148,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        shape, axes = (c.embed_dim, c.hidden_dim), ("embed", "mlp")
-        gate = Projection(c, "BTD,DF->BTF", shape, axes, c.embed_dim, name="gate")(x)
-        up = Projection(c, "BTD,DF->BTF", shape, axes, c.embed_dim, name="up")(x)
-        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-        hidden = nn.with_logical_constraint(jax.nn.silu(gate) * up, ("batch", "length", "act_mlp"))
-        fan_in = c.hidden_dim * 2 * c.num_layers
-        out = Projection(c, "BTF,FD->BTD", shape[::-1], axes[::-1], fan_in, name="down")(hidden)
-        return checkpoint_name(out, "down")
+        shape, axes = ((c.embed_dim,), (c.hidden_dim,)), ("embed", "mlp")
+        gate = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="gate")(x), "gate")
+        up = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="up")(x), "up")
+        hidden = nn.with_logical_constraint(gated(gate, up), ("batch", "length", "act_mlp"))
+        down = Projection(c, *shape[::-1], axes[::-1], c.residual_scale(c.hidden_dim), name="down")
+        return checkpoint_name(down(hidden), "down")
 
 
 class Layer(nn.Module):
@@ -138,11 +162,11 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, carry, layer, slot, rope, mask):
+    def __call__(self, carry, layer, slot, rope, bias):
         x, keys_and_values = carry  # [B, T, D]
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         mixed, keys_and_values = Attention(self.config, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, mask
+            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, bias
         )
         x = x + mixed
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -194,8 +218,8 @@ class Decoder(nn.Module):
 
         Args:
           tokens: int32 [B, T].
-          positions: int32 [B, T] of the rotary embedding; by default each row counts on from its cache, or
-            from 0, over the tokens whose segment is not 0.
+          positions: int32 [B, T] of the rotary embedding, below T or the cache's length; by default each row
+            counts on from its cache, or from 0, over the tokens whose segment is not 0.
           segment_ids: int32 [B, T], by default all 1. A token reads only its own segment; 0 is padding.
           cache: where given, the T tokens are written to its next T slots (the caller sees to it that they
             exist) and read everything before them.
@@ -206,7 +230,7 @@ class Decoder(nn.Module):
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         if positions is None:
             first = 0 if cache is None else cache.next_position[:, None]
-            positions = first + jnp.cumsum(segment_ids > 0, axis=1, dtype=jnp.int32) - 1
+            positions = jnp.maximum(first + jnp.cumsum(segment_ids > 0, axis=1, dtype=jnp.int32) - 1, 0)
         table = nn.with_logical_constraint(self.embedding, ("vocab", "act_embed"))
         x = jnp.take(table, tokens, axis=0).astype(c.dtype)
         slot = 0 if cache is None else cache.index
@@ -214,13 +238,15 @@ class Decoder(nn.Module):
         if cache is not None:
             key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
             keys_and_values = (cache.keys, cache.values)
-        rope = attention.rope_tables(positions, c.head_dim, c.rope_theta)
-        mask = attention.visible(segment_ids, key_segments, slot)
+        rope = attention.rope_tables(positions, key_segments.shape[1], c.head_dim, c.rope_theta)
+        bias = attention.mask_bias(segment_ids, key_segments, slot)
         (x, keys_and_values), _ = self.layers(
-            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, mask
+            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, bias
         )
         if cache is not None:
-            cache = Cache(*keys_and_values, key_segments, positions[:, -1] + 1, slot + tokens.shape[1])
+            # A row that is all padding so far has still seen no position.
+            next_position = jnp.where(segment_ids[:, -1] > 0, positions[:, -1] + 1, cache.next_position)
+            cache = Cache(*keys_and_values, key_segments, next_position, slot + tokens.shape[1])
         return self.final_norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ def train(
       config: the fields of training/defaults.py.
       data: replaces the packed directory config.data.dir. devices: replace all devices.
     Returns:
-      The last logged row (names: metrics_log.summarise, Stopwatch.speed).
+      The last logged row (names: metrics_log.summarise, Rate.measure).
     Raises:
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
@@ -71,7 +71,15 @@ def train(
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
     train_step = compile_train_step(
-        model, optimizer, objective, mesh, config.rules, abstract, shape, config.optimizer.accumulation
+        model,
+        optimizer,
+        learning_rate,
+        objective,
+        mesh,
+        config.rules,
+        abstract,
+        shape,
+        config.optimizer.accumulation,
     )
     evaluate = _make_evaluation(config, model, objective, vocabulary, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
@@ -104,10 +112,7 @@ def train(
                 _check_finite(record, step, checkpoint)
             if log_now:
                 row = metrics_log.summarise(state.sums, objective.modalities, objective.directions)
-                row |= {
-                    "learning_rate": float(learning_rate(step - 1)),
-                    "grad_norm": float(record["grad_norm"]),
-                }
+                row |= {name: float(record[name]) for name in ("grad_norm", "learning_rate")}
                 row |= rate.measure(float(state.sums.tokens))
                 if config.eval.every and (step % config.eval.every == 0 or last):
                     row |= evaluate(state.params)
@@ -156,7 +161,7 @@ def _resume_or_init(
         return init_state(DecoderConfig(**model), optimizer, seed, abstract), 0
     saved = checkpoint.meta(step)["model"]
     # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
-    free = ("dtype", "remat_policy", "scan_unroll", "loss_tile")
+    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "loss_tile")
     changed = [name for name in model if name not in free and model[name] != saved[name]]
     if changed:
         name = changed[0]

@@ -99,6 +99,7 @@ def batch_loss(
 def compile_train_step(
     config: DecoderConfig,
     optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     objective: Objective,
     mesh: Mesh,
     rules: sharding.Rules,
@@ -106,10 +107,10 @@ def compile_train_step(
     batch_shape: tuple[int, int],
     accumulation: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled update of batches [B, L]: (state, batch) → (next state, {"loss", "grad_norm"}).
+    """The compiled update of batches [B, L]: (state, batch) → (next state, record).
 
-    The state given to it is consumed. Compiled here and not at the first call, so that the first interval's
-    speed is true.
+    The record has loss, grad_norm and learning_rate. The state given to the update is consumed. Compiled here
+    and not at the first call, so that the first interval's speed is true.
     """
     differentiate = jax.value_and_grad(
         functools.partial(
@@ -124,7 +125,11 @@ def compile_train_step(
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        record = {"loss": sums.objective[0] / weight, "grad_norm": optax.global_norm(gradients)}
+        record = {
+            "loss": sums.objective[0] / weight,
+            "grad_norm": optax.global_norm(gradients),
+            "learning_rate": learning_rate(state.step),
+        }
         sums = jax.tree.map(jnp.add, state.sums, sums)
         return TrainState(state.step + 1, params, opt_state, sums), record
 

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.decoder_filters = 192
     config.codec.decoder_strides = (4,)
     config.codec.residual_layers = 1
+    config.codec.floor = 2e-4
     config.codec.refinements = 16
     config.codec.storage_dtype = "float16"
 

@@ -22,9 +22,7 @@ from anygpt_tokenizers.media_audio import read_audio, write_audio
 from anygpt_tokenizers.seanet import SeanetDecoder, SeanetEncoder
 
 HIGHEST = jax.lax.Precision.HIGHEST
-CONTEXT = (
-    8  # frames of either side that can influence a code (receptive field of the largest config, rounded up)
-)
+CONTEXT = 8  # frames of either side that can influence a code: the receptive field, rounded up
 BUCKET = 25  # lengths are padded to a multiple of this many frames, so that few shapes are compiled
 MAX_LEVEL = 8.0  # of log1p(magnitude / floor) at the inverse-STFT head
 CHUNK = 750  # frames encoded at a time
@@ -51,9 +49,9 @@ class SeanetCodec(nn.Module):
     decoder_filters: int
     decoder_strides: Sequence[int]
     dimension: int
-    residual_layers: int = 1
-    floor: float = 2e-4
-    refinements: int = 8
+    residual_layers: int
+    floor: float
+    refinements: int
 
     @classmethod
     def from_config(cls, config: dict) -> "SeanetCodec":
@@ -91,10 +89,10 @@ class SeanetCodec(nn.Module):
         return self.encoder(jnp.log1p(magnitude / self.floor))
 
     def decode(self, latents: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Latents [B, F, dimension] -> waveform [B, F·hop_length], or for the head "istft" the pair
+        """Latents [B, F, dimension] -> waveform [B, F·hop_length], or what the head "istft" makes it from.
 
-        (magnitudes [B, F', bins], unit vectors [B, F', bins, 2] of the phase advances), F' frames of
-        `stft_hop`.
+        That is (magnitudes [B, F', bins], unit vectors [B, F', bins, 2] of the phase advances), with F'
+        frames of `stft_hop` samples.
         """
         x = self.decoder(latents)
         if self.head == "waveform":
