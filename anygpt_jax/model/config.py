@@ -103,7 +103,7 @@ PRESETS = {
         "head_dim": 8,
         "hidden_dim": 64,
     },
-    # The quickstart's: 256 wide, learns the small world in minutes on two cores.
+    # The quickstart's and the shipped model's: 256 wide, learns the small world in minutes on two cores.
     "tiny": {
         "embed_dim": 256,
         "num_layers": 4,
@@ -115,7 +115,7 @@ PRESETS = {
         "loss_tile": 32,
         "scan_unroll": 4,
     },
-    # The shipped small-world model's.
+    # Three times the quickstart's parameters, for a run of hours.
     "small": {
         "embed_dim": 384,
         "num_layers": 8,
