@@ -6,8 +6,6 @@ Exit codes: 0 done; 1 the loss stopped being finite; 2 a mistake in the argument
 with everything saved.
 """
 
-import sys
-
 from absl import flags
 from anygpt_tokenizers import cli
 
@@ -26,15 +24,7 @@ def main(positional: list[str]) -> int:
     if not _WORKDIR.value:
         raise cli.UserError("Give the directory of the run as --workdir=DIR.")
     allocator.keep_freed_memory()
-    try:
-        loop.train(flags.FLAGS.config, _WORKDIR.value)
-    except loop.DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except loop.StoppedError as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signum
-    return 0
+    return loop.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
 
 
 if __name__ == "__main__":

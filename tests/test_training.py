@@ -236,10 +236,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 RUNNER = """
     import sys, time
     sys.path.insert(0, {tests!r})
+    import jax
     from fake_data import FakeData
     from test_training import dummy_config
-    import jax
-    from anygpt_jax import train
     from anygpt_jax.training import loop
 
     class SlowData(FakeData):
@@ -248,16 +247,8 @@ RUNNER = """
                 time.sleep(0.05)
                 yield batch
 
-    train_on = loop.train
-    loop.train = lambda config, workdir: train_on(config, workdir, SlowData(), jax.devices()[:1])
-    from absl import flags
-    from anygpt_tokenizers import cli
-    flags.DEFINE_string("config", "x", "")
-    flags.FLAGS.set_default("config", "x")
-    def main(positional):
-        flags.FLAGS.__dict__["__flags"]["config"].value = dummy_config(steps=60, checkpoint__every=7)
-        return train.main(positional)
-    cli.run(main, ["train", "--workdir=" + sys.argv[1]])
+    config = dummy_config(steps=60, checkpoint__every=7)
+    sys.exit(loop.exit_code(lambda: loop.train(config, sys.argv[1], SlowData(), jax.devices()[:1])))
 """
 
 
@@ -275,7 +266,8 @@ def start_run():
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def wait_for_step(process, workdir, step, seconds=600):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -128,6 +129,22 @@ def train(
                 raise StoppedError(message, stop.signum)
         checkpoint.wait()
     return row
+
+
+def exit_code(run: Callable[[], Any]) -> int:
+    """Calls `run`, which trains: 0 when it is done, 1 if it diverged, 128 + signal if it was stopped.
+
+    The reason goes to stderr.
+    """
+    try:
+        run()
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    return 0
 
 
 def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> PackedData:
