@@ -1,4 +1,4 @@
-"""Every entry point: a mistake is one sentence and exit code 2, never a traceback."""
+"""Every entry point: a mistake is one sentence and exit code 2, never a traceback; --help says what there is."""
 
 import os
 import subprocess
@@ -31,3 +31,12 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(command, message):
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"), [("anygpt_jax.pack", "--tokens"), ("anygpt_jax.smallworld", "--images")]
+)
+def test_help_prints_the_programs_own_text_and_flags(module, flag):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m {module}" in done.stdout and flag in done.stdout

@@ -29,6 +29,7 @@ _FIRST = {
     "right of": (_FAR, _MIDDLE),
 }
 _JITTER_SINGLE, _JITTER_PAIR, _JITTER_DIGIT = 8.0, 1.5, 2
+_TILT = 10.0  # degrees at most, in training only: a few hundred pages of handwriting are soon known by heart
 _DIGIT_PIXELS = 60  # of 8 × 8 pixels and a margin of one, without which the ink would end at an edge
 
 
@@ -58,7 +59,7 @@ def draw(attributes: captions.Attributes, rng: np.random.Generator, split: str =
     """One picture of the attributes: uint8 [64, 64, 3]; `split` decides which handwriting a digit may use."""
     if attributes["kind"] == "digit":
         choices = digit_indices(split)[captions.DIGITS.index(attributes["digit"])]
-        return draw_digit(int(rng.choice(choices)), rng)
+        return draw_digit(int(rng.choice(choices)), rng, tilt=_TILT if split == "train" else 0.0)
     if attributes["kind"] == "shape":
         return draw_shapes([_placed(attributes, "", (_MIDDLE, _MIDDLE), _JITTER_SINGLE, rng)])
     relation = attributes["relation"]
@@ -91,13 +92,31 @@ def digit_indices(split: str) -> dict[int, np.ndarray]:
     return {label: np.flatnonzero(chosen & (labels == label)) for label in range(10)}
 
 
-def draw_digit(index: int, rng: np.random.Generator) -> np.ndarray:
-    """Digit number `index` of scikit-learn's set, enlarged smoothly, dark ink on white: uint8 [64, 64, 3]."""
+def draw_digit(index: int, rng: np.random.Generator, tilt: float = 0.0) -> np.ndarray:
+    """Digit number `index` of scikit-learn's set, enlarged smoothly, dark ink on white: uint8 [64, 64, 3].
+
+    Turned by up to `tilt` degrees either way, and stretched by up to a percent for each degree.
+    """
     ink = Image.fromarray(np.pad(_digits()[0][index], 1).astype(np.float32))
-    large = np.clip(np.asarray(ink.resize((_DIGIT_PIXELS, _DIGIT_PIXELS), Image.Resampling.BICUBIC)), 0, 1)
+    large = ink.resize((_DIGIT_PIXELS, _DIGIT_PIXELS), Image.Resampling.BICUBIC)
+    if tilt:
+        large = _deformed(large, *rng.uniform(-tilt, tilt, 3))
+    large = np.clip(np.asarray(large), 0, 1)
     page = np.zeros((SIZE, SIZE), np.float32)
     margin = (SIZE - _DIGIT_PIXELS) // 2
     top, left = margin + rng.integers(-_JITTER_DIGIT, _JITTER_DIGIT + 1, 2)
     page[top : top + _DIGIT_PIXELS, left : left + _DIGIT_PIXELS] = large
     gray = np.round(255 - 225 * page).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _deformed(page: Image.Image, degrees: float, wider: float, taller: float) -> Image.Image:
+    """The page turned about its middle, its sides longer by `wider` and `taller` percent."""
+    angle, middle = math.radians(degrees), page.width / 2
+    sin, cos = math.sin(angle), math.cos(angle)
+    across, down = 1 + wider / 100, 1 + taller / 100
+    # Pillow asks where each pixel of the result comes from.
+    rows = ((cos / across, sin / across), (-sin / down, cos / down))
+    (a, b), (d, e) = rows
+    shift = (middle - (a + b) * middle, middle - (d + e) * middle)
+    return page.transform(page.size, Image.Transform.AFFINE, (a, b, shift[0], d, e, shift[1]), Image.Resampling.BICUBIC)

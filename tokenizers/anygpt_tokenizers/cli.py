@@ -43,9 +43,13 @@ def define_config_flag(name: str = "config", default: str | None = None, help: s
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Parses the flags, calls `main(positional arguments)` and exits; a UserError exits with 2.
 
-    Also caught: an unknown flag, an unknown config field, a value of the wrong type.
+    Also caught: an unknown flag, an unknown config field, a value of the wrong type. `--help` prints the
+    program's docstring and its flags.
     """
     argv = sys.argv if argv is None else argv
+    if not {"--help", "-help", "-h"}.isdisjoint(argv[1:]):
+        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n{_flags_help()}")
+        sys.exit(0)
     program = (
         f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else argv[0]
     )
@@ -69,6 +73,15 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status or 0)
+
+
+def _flags_help() -> str:
+    """The flags of the program itself, without those of the libraries it imports."""
+    lines = [flags.FLAGS.main_module_help()]
+    for name, default in _CONFIG_DEFAULTS.items():
+        lines.append(f"  --{name}: FILE.py or FILE.py:ARGUMENT" + (f" (default: {default})" if default else ""))
+        lines.append(f"  --{name}.FIELD=VALUE: any field of that config, --{name}.A.B=VALUE a nested one")
+    return "\n".join(lines)
 
 
 def _with_default_configs(argv: list[str]) -> list[str]:
