@@ -1,4 +1,4 @@
-"""Every entry point: a mistake is one sentence and exit code 2, never a traceback; --help says what there is."""
+"""Every entry point: a mistake is one sentence and exit code 2, never a traceback; --help lists its flags."""
 
 import os
 import subprocess

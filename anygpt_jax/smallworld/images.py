@@ -119,4 +119,6 @@ def _deformed(page: Image.Image, degrees: float, wider: float, taller: float) ->
     rows = ((cos / across, sin / across), (-sin / down, cos / down))
     (a, b), (d, e) = rows
     shift = (middle - (a + b) * middle, middle - (d + e) * middle)
-    return page.transform(page.size, Image.Transform.AFFINE, (a, b, shift[0], d, e, shift[1]), Image.Resampling.BICUBIC)
+    return page.transform(
+        page.size, Image.Transform.AFFINE, (a, b, shift[0], d, e, shift[1]), Image.Resampling.BICUBIC
+    )

@@ -79,7 +79,9 @@ def _flags_help() -> str:
     """The flags of the program itself, without those of the libraries it imports."""
     lines = [flags.FLAGS.main_module_help()]
     for name, default in _CONFIG_DEFAULTS.items():
-        lines.append(f"  --{name}: FILE.py or FILE.py:ARGUMENT" + (f" (default: {default})" if default else ""))
+        lines.append(
+            f"  --{name}: FILE.py or FILE.py:ARGUMENT" + (f" (default: {default})" if default else "")
+        )
         lines.append(f"  --{name}.FIELD=VALUE: any field of that config, --{name}.A.B=VALUE a nested one")
     return "\n".join(lines)
 
