@@ -1,6 +1,6 @@
 """The paper's pre-training of AnyGPT from LLaMA-2-7B (arXiv 2402.12226, tables 7 and 8).
 
-configs/pretrain.py         81,000 steps of 480 × 4,500 tokens
+configs/pretrain.py         81,000 steps of 480 rows
 configs/pretrain.py:stage2  4,000 more on selected data
 """
 
@@ -21,11 +21,16 @@ MIXTURE = {
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """`argument`: "" or "stage2"."""
     config = defaults.get_config()
+    # The published layout without the chat model's four rows. LLaMA's tokenizer.model is the user's to give:
+    # --config.vocabulary.text_model=PATH. Its codes come from the published codecs, already tokenised.
+    config.vocabulary.published = "base"
+    config.vocabulary.text_model = ""
+    config.codecs = {}
+    config.pack.seq_len = 4608  # the paper's rows have 4,500 tokens; a multiple of 512 tiles well
     config.model.preset = "llama2-7b"
     config.steps = 81_000
     config.log_every = 10
     config.checkpoint.every = 1000
-    # Rows have 4,500 tokens in the paper; 4,608 is what a packed record of ours has (a multiple of 512).
     config.data.batch_size = 480
     config.data.mixture = MIXTURE
 
