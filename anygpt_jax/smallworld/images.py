@@ -28,7 +28,9 @@ _FIRST = {
     "left of": (_NEAR, _MIDDLE),
     "right of": (_FAR, _MIDDLE),
 }
-_JITTER_SINGLE, _JITTER_PAIR, _JITTER_DIGIT = 8.0, 1.5, 2
+_JITTER_SINGLE, _JITTER_DIGIT = 8.0, 2
+# The shapes of a training pair stand less strictly, so that they look like single ones in other places.
+_JITTER_PAIR = {"train": 2.5, "heldout": 1.5}
 _TILT = 10.0  # degrees at most, in training only: a few hundred pages of handwriting are soon known by heart
 _DIGIT_PIXELS = 60  # of 8 × 8 pixels and a margin of one, without which the ink would end at an edge
 
@@ -63,8 +65,8 @@ def draw(attributes: captions.Attributes, rng: np.random.Generator, split: str =
     if attributes["kind"] == "shape":
         return draw_shapes([_placed(attributes, "", (_MIDDLE, _MIDDLE), _JITTER_SINGLE, rng)])
     relation = attributes["relation"]
-    first = _placed(attributes, "", _FIRST[relation], _JITTER_PAIR, rng)
-    second = _placed(attributes, "2", _FIRST[captions.CONVERSE[relation]], _JITTER_PAIR, rng)
+    first = _placed(attributes, "", _FIRST[relation], _JITTER_PAIR[split], rng)
+    second = _placed(attributes, "2", _FIRST[captions.CONVERSE[relation]], _JITTER_PAIR[split], rng)
     return draw_shapes([first, second])
 
 
