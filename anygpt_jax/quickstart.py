@@ -9,7 +9,6 @@ Each is kept when it is done, so the same command continues an interrupted run; 
     workdir/evaluation/{own,shipped}   workdir/report.html   workdir/report.json
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +138,10 @@ def main(positional: list[str]) -> int:
     if positional:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
     allocator.keep_freed_memory()
-    try:
-        result = quickstart(flags.FLAGS.config, _WORKDIR.value)
-    except loop.DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except loop.StoppedError as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signum
+    result: dict[str, Any] = {}
+    failed = loop.exit_code(lambda: result.update(quickstart(flags.FLAGS.config, _WORKDIR.value)))
+    if failed:
+        return failed
     tables = {"this run": result["directions"]}
     if result["shipped"]:
         tables["shipped"] = result["shipped"]["directions"]
