@@ -2,6 +2,7 @@
 
 workdir/
   checkpoints/<step>/{params, opt_state, data, meta}   Orbax; opt_state, data: what training alone needs
+  checksums/<step>.json                                see integrity.py
   vocabulary.json, text.model                          written once
   codecs/<modality>/…                                  written once, bound to the vocabulary by hash
 """
@@ -9,7 +10,9 @@ workdir/
 import dataclasses
 import importlib.metadata
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -19,14 +22,15 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
 from jax.sharding import Mesh
 
-from anygpt_jax import sharding
+from anygpt_jax import integrity, sharding
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.model.decoder import init_boxed_params
 from anygpt_jax.text import TextTokenizer
 from anygpt_jax.training.state import TrainState
 from anygpt_jax.vocabulary import Vocabulary
 
-CHECKPOINTS, VOCABULARY, TEXT_MODEL, CODECS = "checkpoints", "vocabulary.json", "text.model", "codecs"
+CHECKPOINTS = integrity.CHECKPOINTS
+VOCABULARY, TEXT_MODEL, CODECS = "vocabulary.json", "text.model", "codecs"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
 
 
@@ -41,6 +45,9 @@ class JointCheckpoint:
                 max_to_keep=keep, create=True, enable_async_checkpointing=True
             ),
         )
+        self._unrecorded: int | None = None  # the step whose checksums are still to be written
+        self._recorder = ThreadPoolExecutor(1)
+        self._recording: Future | None = None
 
     def latest_step(self) -> int | None:
         """The newest finished checkpoint; an interrupted save does not count."""
@@ -52,6 +59,7 @@ class JointCheckpoint:
 
     def save(self, state: TrainState, meta: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions."""
+        self._record_finished()
         training = {"optimizer": state.opt_state, "sums": state.sums, "step": state.step}
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self._manager.save(
@@ -63,6 +71,7 @@ class JointCheckpoint:
                 meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": versions}),
             ),
         )
+        self._unrecorded = int(state.step)
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta item of a checkpoint: step, model, vocabulary, config, versions."""
@@ -89,11 +98,23 @@ class JointCheckpoint:
         return self._manager.restore(step, args=args).params
 
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything that was saved is on disk, with its checksums."""
+        self._record_finished()
+        if self._recording:
+            self._recording.result()
 
     def close(self) -> None:
         self._manager.close()
+        self._recorder.shutdown()
+
+    def _record_finished(self) -> None:
+        """Waits for the running save, as the next one would; the checksums then need no waiting."""
+        if self._unrecorded is None:
+            return
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            self._recording = self._recorder.submit(integrity.record, self.workdir, self._unrecorded)
+        self._unrecorded = None
 
 
 def write_companions(
@@ -190,11 +211,7 @@ def load_model(
         steps = checkpoint.all_steps()
         if not steps:
             raise UserError(f"{workdir} holds no finished checkpoint yet; train on, then try again.")
-        step = max(steps) if step is None else step
-        if step not in steps:
-            raise UserError(
-                f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
-            )
+        step = _chosen_step(workdir, steps, step)
         meta = checkpoint.meta(step)
         vocabulary.check(
             Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}"
@@ -205,6 +222,21 @@ def load_model(
         checkpoint.close()
     text_tokenizer = TextTokenizer(os.path.join(workdir, TEXT_MODEL))
     return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+
+
+def _chosen_step(workdir: str, steps: list[int], step: int | None) -> int:
+    """`step`, or the newest that is not damaged; says which are."""
+    if step is None:
+        step, faults = integrity.newest_whole(workdir, steps)
+        for damaged, wrong in faults.items():
+            print(f"Checkpoint {damaged} of {workdir} is damaged ({wrong}).", file=sys.stderr)
+        if step is None:
+            raise UserError(f"{workdir} holds no checkpoint that is whole; train again from a copy.")
+    elif step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}.")
+    elif wrong := integrity.fault(workdir, step):
+        raise UserError(f"Checkpoint {step} of {workdir} is damaged ({wrong}); choose another step.")
+    return step
 
 
 def abstract_params(config: DecoderConfig, mesh: Mesh | None, rules: sharding.Rules) -> Any:

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 from anygpt_tokenizers.cli import UserError
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from anygpt_jax import sharding
+from anygpt_jax import integrity, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model.config import DecoderConfig
@@ -64,6 +65,7 @@ def train(
 
     # ---------------------------------------------------------------- state: resumed or fresh
     write_companions(workdir, vocabulary, data.text_tokenizer, config.codecs)
+    _set_aside_damaged(workdir)
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config.seed, abstract, meta["model"])
@@ -168,6 +170,15 @@ def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:
         )
     except ValueError as error:
         raise UserError(f"config.model does not fit together: {error}.") from error
+
+
+def _set_aside_damaged(workdir: str) -> None:
+    """Moves damaged checkpoints away and says so, on the first host; the others wait for it."""
+    if jax.process_index() == 0:
+        for sentence in integrity.set_aside_damaged(workdir):
+            print(sentence, file=sys.stderr)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
 def _resume_or_init(
