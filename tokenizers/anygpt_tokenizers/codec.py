@@ -2,7 +2,7 @@
 
 `Codec` is the host-side object that everything outside this package uses. It holds the weights of a pure Flax
 module, batches its calls and knows how to read and write files of its medium. Subclasses:
-`audio_codec.AudioCodec` and `image_tokenizer.ImageCodec`.
+`audio_codec.AudioCodec`, `published_codec.PublishedCodec` and `image_tokenizer.ImageCodec`.
 """
 
 import hashlib
@@ -26,6 +26,8 @@ SHIPPED = Path(__file__).parent / "weights"
 # The value of "type" in config.json -> where the class lives (imported only when needed).
 CODEC_CLASSES = {
     "seanet": "anygpt_tokenizers.audio_codec:AudioCodec",
+    "speechtokenizer": "anygpt_tokenizers.speechtokenizer:SpeechTokenizer",
+    "encodec": "anygpt_tokenizers.encodec:Encodec",
     "vit_vq": "anygpt_tokenizers.image_tokenizer:ImageCodec",
 }
 

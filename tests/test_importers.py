@@ -1,0 +1,158 @@
+"""Importing published audio checkpoints: both spellings, every key accounted for, mistakes named."""
+
+import json
+
+import numpy as np
+import pytest
+from anygpt_tokenizers import importers
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import load_codec
+from recorded_codecs import import_checkpoint, write_checkpoint
+
+FIRST = {"speech_elu": "encoder.model.0.conv.conv", "encodec_music": "encoder.layers.0.conv"}
+
+
+def refused(case: str, folder, change) -> str:
+    """The sentence with which a changed checkpoint is refused; nothing must be written."""
+    write_checkpoint(case, folder / "checkpoint", change)
+    with pytest.raises(UserError) as caught:
+        import_checkpoint(case, folder / "checkpoint", folder / "codec")
+    assert not (folder / "codec").exists() and [path.name for path in folder.iterdir()] == ["checkpoint"]
+    return str(caught.value)
+
+
+def test_an_imported_codec_is_found_again_with_its_hash(tmp_path):
+    write_checkpoint("speech_snake", tmp_path / "checkpoint")
+    codec = import_checkpoint("speech_snake", tmp_path / "checkpoint", tmp_path / "codec", num_codebooks=1)
+    again = load_codec(tmp_path / "codec")
+    assert again.hash == codec.hash and again.type == "speechtokenizer" and again.spec == codec.spec
+    assert (again.modality, again.num_codebooks, again.codebook_size) == ("speech", 1, 32)
+    assert (again.sample_rate, again.hop_length, again.frame_rate) == (16000, 20, 800.0)
+    assert again.encode(np.zeros((1, 50), np.float32)).shape == (1, 3, 1)
+    with pytest.raises(UserError, match="exists already"):
+        import_checkpoint("speech_snake", tmp_path / "checkpoint", tmp_path / "codec")
+
+
+@pytest.mark.parametrize("case", ["speech_elu", "encodec_music"])
+def test_every_spelling_of_keys_and_of_weight_norm_gives_the_same_weights(case, tmp_path):
+    def hubs(state, config):  # the files on the hub, saved before torch's parametrizations
+        _rename(state, "parametrizations.weight.original0", "weight_g")
+        _rename(state, "parametrizations.weight.original1", "weight_v")
+
+    def parametrized(state, config):
+        _rename(state, "weight_g", "parametrizations.weight.original0")
+        _rename(state, "weight_v", "parametrizations.weight.original1")
+
+    def originals(state, config):
+        for key in list(state):
+            new = key.replace(".layers.", ".model.", 1) if key[:7] in ("encoder", "decoder") else key
+            new = new.replace("quantizer.layers.", "quantizer.vq.layers.").replace(
+                ".codebook.", "._codebook."
+            )
+            state[new.replace(".conv.", ".conv.conv.").replace(".conv.conv.conv.", ".conv.conv.")] = (
+                state.pop(key)
+            )
+
+    hashes = set()
+    for change in (lambda state, config: None, hubs, parametrized, originals):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_checkpoint(case, folder, change)
+        hashes.add(import_checkpoint(case, folder, folder / "codec").hash)
+    assert len(hashes) == 1
+
+
+def test_weight_norm_is_folded_along_the_first_axis():
+    rng = np.random.default_rng(0)
+    g, v = rng.normal(size=(3, 1, 1)), rng.normal(size=(3, 4, 5))
+    folded = importers.fold_weight_norm({"a.weight_g": g, "a.weight_v": v, "a.bias": g}, "here")
+    assert set(folded) == {"a.weight", "a.bias"}
+    for row in range(3):
+        np.testing.assert_allclose(np.linalg.norm(folded["a.weight"][row]), abs(g[row, 0, 0]))
+        np.testing.assert_allclose(folded["a.weight"][row], v[row] * g[row] / np.linalg.norm(v[row]))
+
+
+@pytest.mark.parametrize("case", ["speech_elu", "encodec_music"])
+def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_path):
+    first = FIRST[case]
+    key = f"{first}.bias"
+
+    def lost(state, config):
+        del state[key]
+
+    def half(state, config):
+        del state[
+            next(name for name in state if name.startswith(first) and name.endswith(("_v", "original1")))
+        ]
+
+    def extra(state, config):
+        state["quantizer.project_in.weight"] = np.zeros((2, 2), np.float32)
+
+    def wider(state, config):
+        state[key] = np.zeros(3, np.float32)
+
+    def unfilled(state, config):
+        state[next(name for name in state if name.endswith("inited"))][:] = 0
+
+    for change, words in [
+        (lost, [importers.canonical_key(key), "missing"]),
+        (half, [first, "only"]),
+        (extra, ["quantizer.project_in.weight", "not known", "projected"]),
+        (wider, [key, "(3,)", "(2,)"]),
+        (unfilled, ["inited", "never filled"]),
+    ]:
+        folder = tmp_path / change.__name__
+        sentence = refused(case, folder, change)
+        assert all(word in sentence for word in words), sentence
+
+
+def test_a_checkpoint_of_another_size_than_its_config_is_named(tmp_path):
+    def other(state, config):
+        config["dimension"] = 16
+
+    sentence = refused("speech_elu", tmp_path, other)
+    assert "has the shape" in sentence and "must be" in sentence
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("normalize", True), ("audio_channels", 2), ("norm_type", "time_group_norm"), ("pad_mode", "circular")],
+)
+def test_an_encodec_of_another_kind_is_refused_by_its_field(field, value, tmp_path):
+    def change(state, config):
+        config[field] = value
+
+    sentence = refused("encodec_music", tmp_path, change)
+    assert field in sentence and repr(value) in sentence
+
+
+def test_unusable_configs_and_files_get_one_sentence(tmp_path):
+    assert "'n_filters'" in refused(
+        "speech_elu", tmp_path / "a", lambda state, config: config.pop("n_filters")
+    )
+    sentence = refused("speech_elu", tmp_path / "b", lambda state, config: config.update(activation="ReLU"))
+    assert "ReLU" in sentence
+    write_checkpoint("encodec_music", tmp_path / "c")
+    weights = tmp_path / "c" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="plain arrays"):
+        importers.import_encodec(tmp_path / "c", tmp_path / "codec")
+    weights.unlink()
+    with pytest.raises(UserError, match="neither"):
+        importers.import_encodec(tmp_path / "c", tmp_path / "codec")
+    (tmp_path / "c" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        importers.import_encodec(tmp_path / "c", tmp_path / "codec")
+    with pytest.raises(UserError, match="no checkpoint"):
+        importers.read_state(tmp_path / "nothing.pt")
+
+
+def test_configs_may_leave_out_what_transformers_fills_in(tmp_path):
+    write_checkpoint("encodec_causal", tmp_path, lambda state, config: config.pop("use_conv_shortcut"))
+    codec = import_checkpoint("encodec_causal", tmp_path, tmp_path / "codec", num_codebooks=2)
+    assert codec.spec.conv_shortcut and codec.modality == "audio" and codec.num_codebooks == 2
+    assert json.loads((tmp_path / "codec" / "config.json").read_text())["type"] == "encodec"
+
+
+def _rename(state: dict, old: str, new: str) -> None:
+    for key in [key for key in state if key.endswith(old)]:
+        state[key.removesuffix(old) + new] = state.pop(key)

@@ -1,0 +1,367 @@
+"""Published audio checkpoints -> directories that `load_codec` reads.
+
+Every key of a checkpoint is either used, or known and left out for a stated reason; anything else is an
+error. EnCodec's keys come in two spellings (transformers, and the original that SpeechTokenizer shares), and
+so does weight normalisation (`weight_g` / `weight_v`, and torch's parametrizations); all are read. Nothing is
+unpickled freely: a file is safetensors, or goes through torch's `weights_only=True`.
+"""
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.encodec import Encodec
+from anygpt_tokenizers.published_codec import PublishedCodec
+from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
+
+# What transformers' EncodecConfig says where a config.json is silent.
+ENCODEC_DEFAULTS = {
+    "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
+    "sampling_rate": 24000,
+    "audio_channels": 1,
+    "normalize": False,
+    "chunk_length_s": None,
+    "hidden_size": 128,
+    "num_filters": 32,
+    "num_residual_layers": 1,
+    "upsampling_ratios": [8, 5, 4, 2],
+    "norm_type": "weight_norm",
+    "kernel_size": 7,
+    "last_kernel_size": 7,
+    "residual_kernel_size": 3,
+    "dilation_growth_rate": 2,
+    "use_causal_conv": True,
+    "pad_mode": "reflect",
+    "compress": 2,
+    "num_lstm_layers": 2,
+    "trim_right_ratio": 1.0,
+    "codebook_size": 1024,
+    "codebook_dim": None,
+    "use_conv_shortcut": True,
+}
+SPEECHTOKENIZER_FIELDS = {
+    "n_filters": "n_filters",
+    "strides": "strides",
+    "dimension": "dimension",
+    "n_q": "quantizers",
+    "codebook_size": "codebook_size",
+    "residual_kernel_size": "residual_kernel",
+    "n_residual_layers": "residual_layers",
+    "dilation_base": "dilation_base",
+    "lstm_layers": "lstm_layers",
+    "bidirectional": "bidirectional",
+    "activation": "activation",
+}
+ENCODEC_FIELDS = {
+    "num_filters": "n_filters",
+    "upsampling_ratios": "strides",
+    "hidden_size": "dimension",
+    "codebook_size": "codebook_size",
+    "kernel_size": "kernel",
+    "last_kernel_size": "last_kernel",
+    "residual_kernel_size": "residual_kernel",
+    "num_residual_layers": "residual_layers",
+    "dilation_growth_rate": "dilation_base",
+    "compress": "compress",
+    "num_lstm_layers": "lstm_layers",
+    "use_conv_shortcut": "conv_shortcut",
+    "use_causal_conv": "causal",
+    "pad_mode": "pad_mode",
+    "trim_right_ratio": "trim_right_ratio",
+}
+# Keys that decide nothing once training is over: the moving averages that the codebooks were made from.
+TRAINING_ONLY = re.compile(r"quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
+
+State = dict[str, np.ndarray]
+
+
+def import_speechtokenizer(
+    ckpt: str | os.PathLike,
+    config: str | os.PathLike,
+    out: str | os.PathLike,
+    num_codebooks: int | None = None,
+) -> SpeechTokenizer:
+    """Writes a SpeechTokenizer checkpoint as a codec for speech to the new directory `out`, and returns it.
+
+    Args:
+      ckpt: the state dict, or a trainer's checkpoint that has it under "generator"; torch's or safetensors.
+      config: the model's config.json. Its `codebook_dim` is ignored, as the original code does.
+      out: must not exist yet.
+      num_codebooks: how many of the levels the codec uses; all by default.
+    """
+    fields = _read_json(config)
+    missing = [
+        name for name in (*SPEECHTOKENIZER_FIELDS, "semantic_dimension", "sample_rate") if name not in fields
+    ]
+    if missing:
+        raise UserError(f"{config}: a SpeechTokenizer's config has a field {missing[0]!r}; this one doesn't.")
+    if fields["activation"] not in ("ELU", "Snake"):
+        raise UserError(f"{config}: activation {fields['activation']!r} is unknown; there are ELU and Snake.")
+    semantic = fields["semantic_dimension"] if fields["semantic_dimension"] != fields["dimension"] else None
+    spec = SeanetSpec(
+        **{ours: fields[theirs] for theirs, ours in SPEECHTOKENIZER_FIELDS.items()},
+        semantic_dimension=semantic,
+    )
+    return _write(
+        SpeechTokenizer, "speech", spec, fields["sample_rate"], num_codebooks, Path(ckpt), Path(out)
+    )
+
+
+def import_encodec(
+    src: str | os.PathLike,
+    out: str | os.PathLike,
+    modality: str | None = None,
+    num_codebooks: int | None = None,
+) -> Encodec:
+    """Writes an EnCodec of transformers' format as a codec to the new directory `out`, and returns it.
+
+    Args:
+      src: directory with config.json and model.safetensors or pytorch_model.bin.
+      out: must not exist yet.
+      modality: by default "music" for the non-causal model (32 kHz), "audio" for the causal one (24 kHz).
+      num_codebooks: how many of the levels the codec uses; 4 by default, as AnyGPT.
+    """
+    src = Path(src)
+    given = _read_json(src / "config.json")
+    fields = {**ENCODEC_DEFAULTS, **{k: v for k, v in given.items() if k in ENCODEC_DEFAULTS}}
+    dimension = fields["codebook_dim"] or fields["hidden_size"]
+    for name, served, value in [
+        ("audio_channels", (1,), fields["audio_channels"]),
+        ("norm_type", ("weight_norm",), fields["norm_type"]),
+        ("normalize", (False,), fields["normalize"]),
+        ("chunk_length_s", (None,), fields["chunk_length_s"]),
+        ("pad_mode", ("reflect", "constant"), fields["pad_mode"]),
+        ("codebook_dim", (fields["hidden_size"],), dimension),
+    ]:
+        if value not in served:
+            raise UserError(f"{src / 'config.json'}: {name} is {value!r}; only {served[0]!r} is supported.")
+    values = {ours: fields[theirs] for theirs, ours in ENCODEC_FIELDS.items()}
+    spec = SeanetSpec(**values, quantizers=_encodec_levels(fields))
+    modality = modality or ("audio" if spec.causal else "music")
+    files = [src / name for name in ("model.safetensors", "pytorch_model.bin") if (src / name).is_file()]
+    if not files:
+        raise UserError(f"{src} has neither model.safetensors nor pytorch_model.bin.")
+    levels = num_codebooks or min(4, spec.quantizers)
+    return _write(Encodec, modality, spec, fields["sampling_rate"], levels, files[0], Path(out))
+
+
+def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
+    """A checkpoint's arrays by key -> the parameters of `PublishedSeanet`, float32.
+
+    UserError (beginning with `place`) names a key that is missing, unknown, or of the wrong shape.
+    """
+    original = {canonical_key(key): key for key in state}
+    arrays = fold_weight_norm({canonical_key(key): value for key, value in state.items()}, place)
+    module = PublishedSeanet(spec)
+    example = jax.ShapeDtypeStruct((1, 16 * spec.hop_length), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    params, used = {}, set()
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
+        keys, convert, back = _source(path, spec)
+        for key in keys:
+            if key not in arrays:
+                raise UserError(
+                    f"{place}: the key {key!r} (as transformers spells it) is missing; the config asks for it."
+                )
+            wanted = back(leaf.shape)
+            if arrays[key].shape != wanted:
+                raise UserError(
+                    f"{place}: {_shown(key, original)!r} has the shape {arrays[key].shape}; with this config "
+                    f"it must be {wanted}."
+                )
+        used.update(keys)
+        params[path] = convert(*(arrays[key] for key in keys)).astype(np.float32)
+    _check_rest(arrays, used, original, place)
+    return traverse_util.unflatten_dict(params)
+
+
+def canonical_key(key: str) -> str:
+    """The spelling of transformers, without what wraps a convolution: `encoder.layers.0.conv.weight_g`."""
+    key = re.sub(r"^(encoder|decoder)\.model\.", r"\1.layers.", key)
+    key = re.sub(r"\.(conv\.conv|convtr\.convtr)\.", ".conv.", key)
+    key = key.replace("quantizer.vq.layers.", "quantizer.layers.").replace("._codebook.", ".codebook.")
+    key = key.replace(".parametrizations.weight.original0", ".weight_g")
+    return key.replace(".parametrizations.weight.original1", ".weight_v")
+
+
+def fold_weight_norm(arrays: State, place: str) -> State:
+    """Replaces weight_g and weight_v by weight = g · v / |v|, the norm over all axes but the first."""
+    folded = {key: value for key, value in arrays.items() if not key.endswith((".weight_g", ".weight_v"))}
+    for key in arrays:
+        if key.endswith((".weight_g", ".weight_v")):
+            stem = key[: -len("_g")]
+            if stem in folded:
+                continue
+            if stem + "_g" not in arrays or stem + "_v" not in arrays:
+                raise UserError(f"{place}: of {stem}_g and {stem}_v, only {key} is there.")
+            g, v = arrays[stem + "_g"].astype(np.float64), arrays[stem + "_v"].astype(np.float64)
+            norm = np.sqrt((v**2).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
+            if g.shape != norm.shape:
+                raise UserError(f"{place}: {stem}_g has the shape {g.shape}; {stem}_v asks for {norm.shape}.")
+            folded[stem] = g * v / norm
+    return folded
+
+
+def read_state(path: Path) -> State:
+    """A checkpoint's arrays by key, from safetensors or torch's format (a trainer's: its "generator")."""
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.numpy.load_file(path)
+        state = _torch_load(path)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}") from error
+    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
+    return {key: value.detach().float().numpy() for key, value in state.items()}
+
+
+def _torch_load(path: Path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs torch: pip install 'anygpt_jax[convert]'.") from error
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callable, Callable]:
+    """(canonical keys, conversion of their arrays, our shape -> their shape) of the parameter at `path`."""
+    after_trunk = 1 + len(spec.strides) * (spec.residual_layers + 2)
+    modules = {
+        "encoder_lstm": f"encoder.layers.{after_trunk}.lstm",
+        "encoder_act": f"encoder.layers.{after_trunk + 1}",
+        "encoder_out": f"encoder.layers.{after_trunk + 2}",
+        "decoder_in": "decoder.layers.0",
+        "decoder_lstm": "decoder.layers.1.lstm",
+        "conv_in": "block.1",
+        "conv_out": "block.3",
+        "act_in": "block.0",
+        "act_out": "block.2",
+    }
+    *parents, leaf = path
+    if leaf == "embed":
+        keys = [f"quantizer.layers.{i}.codebook.embed" for i in range(spec.quantizers)]
+        return keys, lambda *books: np.stack(books), lambda shape: shape[1:]
+    if parents[0] == "transform":
+        return [f"transform.{'weight' if leaf == 'kernel' else 'bias'}"], np.transpose, lambda s: s[::-1]
+    if parents[0].endswith("_lstm"):
+        return _lstm_source(modules[parents[0]], parents[1], leaf)
+    names = []
+    for name in parents:
+        if name in ("trunk_down", "trunk_up"):
+            names.append("encoder" if name == "trunk_down" else "decoder")
+        elif name.startswith("layers_"):
+            index = int(name.removeprefix("layers_"))
+            names.append(f"layers.{index if parents[0] == 'trunk_down' else index + 2}")
+        else:
+            names.append(modules.get(name, name))
+    stem = ".".join(names)
+    if leaf == "slope":
+        return [f"{stem}.alpha"], np.ravel, lambda shape: (1, *shape, 1)
+    if leaf == "bias":
+        return [f"{stem}.conv.bias"], np.asarray, tuple
+    # Our kernels are [kernel, in, out], and [in, kernel, out] of transposed convolutions, which come in the
+    # decoder after every activation but the last.
+    transposed = parents[0] == "trunk_up" and len(parents) == 2 and parents[1] != _last_layer(spec)
+    order = (0, 2, 1) if transposed else (2, 1, 0)
+    return (
+        [f"{stem}.conv.weight"],
+        lambda w: w.transpose(order),
+        lambda shape: tuple(shape[axis] for axis in order),
+    )
+
+
+def _last_layer(spec: SeanetSpec) -> str:
+    return f"layers_{len(spec.strides) * (spec.residual_layers + 2) + 1}"
+
+
+def _lstm_source(stem: str, direction: str, leaf: str) -> tuple[list[str], Callable, Callable]:
+    side, _, layer = direction.partition("_")
+    suffix = f"l{layer}" + ("_reverse" if side == "backward" else "")
+    if leaf == "bias":
+        keys = [f"{stem}.bias_ih_{suffix}", f"{stem}.bias_hh_{suffix}"]
+        return keys, lambda ih, hh: ih.astype(np.float64) + hh, tuple
+    part = "ih" if leaf == "input_kernel" else "hh"
+    return [f"{stem}.weight_{part}_{suffix}"], np.transpose, lambda shape: shape[::-1]
+
+
+def _check_rest(arrays: State, used: set[str], original: dict[str, str], place: str) -> None:
+    """Refuses keys that nothing used and nobody knows, and codebooks that were never filled."""
+    for key, value in arrays.items():
+        if key in used:
+            continue
+        if not TRAINING_ONLY.fullmatch(key):
+            hint = "; its codebooks are projected, which no published model does" if "project_" in key else ""
+            raise UserError(f"{place}: the key {_shown(key, original)!r} is not known{hint}.")
+        if key.endswith(".inited") and not value.all():
+            raise UserError(f"{place}: {_shown(key, original)!r} says that this codebook was never filled.")
+
+
+def _shown(key: str, original: dict[str, str]) -> str:
+    """A canonical key as the checkpoint spells it."""
+    return original.get(key) or original.get(key + "_v") or key
+
+
+def _encodec_levels(fields: dict) -> int:
+    frame_rate = -(-fields["sampling_rate"] // int(np.prod(fields["upsampling_ratios"])))
+    bits = (fields["codebook_size"] - 1).bit_length()
+    return int(1000 * fields["target_bandwidths"][-1] // (frame_rate * bits))
+
+
+def _write(
+    kind: type[PublishedCodec],
+    modality: str,
+    spec: SeanetSpec,
+    sample_rate: int,
+    num_codebooks: int | None,
+    file: Path,
+    out: Path,
+) -> PublishedCodec:
+    """Converts `file`, writes the codec to `out` all at once, and reads it back."""
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new directory.")
+    levels = num_codebooks or spec.quantizers
+    if not 1 <= levels <= spec.quantizers:
+        raise UserError(f"num_codebooks={levels} is impossible: the checkpoint has {spec.quantizers} levels.")
+    params = convert_state(read_state(file), spec, os.fspath(file))
+    config = {
+        "modality": modality,
+        "sample_rate": sample_rate,
+        "num_codebooks": levels,
+        **dataclasses.asdict(spec),
+    }
+    codec = kind(config, params)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        codec.save_pretrained(partial)
+        partial.chmod(0o755)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return codec
+
+
+def _read_json(path: str | os.PathLike) -> dict:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)} can't be read as a JSON config: {error}.") from error

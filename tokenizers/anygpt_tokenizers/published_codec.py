@@ -1,0 +1,263 @@
+"""The host-side class of the published audio codecs: any length, any mixture of lengths, one device or many.
+
+Clips of up to `WHOLE` frames go through one compiled program per bucket of lengths. Longer ones go through
+in pieces of `WHOLE` frames, with the same result: convolutions get the context they need, and the LSTM's
+state is carried from piece to piece. Codes are decided in float32 at the highest matmul precision on every
+back end.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from anygpt_tokenizers import published_programs as programs
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import Codec
+from anygpt_tokenizers.long_clips import StreamDecoder, encode_long
+from anygpt_tokenizers.media_audio import read_audio, write_audio
+from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+
+BLOCK = 50  # frames that the convolutions take at a time; lengths are padded to a multiple
+WHOLE = 3000  # frames up to which a clip is one program, and the pieces of longer ones
+ROWS = 32  # clips in one call of a program
+
+
+class PublishedCodec(Codec):
+    """A SEANet codec with published weights; samples are float32 [B, T], nominally in [-1, 1].
+
+    Params are those of `PublishedSeanet`. `num_codebooks` levels are used, of `quantizers` in the weights.
+
+    Attributes:
+      spec: sizes and conventions.
+      module: the Flax module.
+      mesh: where encode and decode run, or None for one device; set by `on_mesh`.
+    """
+
+    kind = "audio"
+
+    def __init__(self, config: dict, params: dict):
+        super().__init__(config, params)
+        self.spec = spec_from_config(self.config)
+        self.module = PublishedSeanet(self.spec)
+        self.sample_rate = self.config["sample_rate"]
+        self.hop_length = self.spec.hop_length
+        self.frame_rate = self.sample_rate / self.hop_length
+        self.mesh: Mesh | None = None
+        self._axis = ""
+        self._programs: dict[tuple, Callable] = {}
+
+    def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
+        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
+        automatic = (AxisType.Auto,) * len(mesh.axis_names)
+        self.mesh, self._axis = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic), axis
+        self.__dict__.pop("weights", None)
+        return self
+
+    @functools.cached_property
+    def weights(self) -> dict:
+        """The parameters on the devices."""
+        return jax.device_put(self.params, self._sharding())
+
+    def encode(
+        self,
+        samples: np.ndarray,
+        lengths: Sequence[int] | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> np.ndarray:
+        """Samples float32 [B, T] -> int32 [B, ceil(T / hop_length), last - first].
+
+        `lengths` [B] says how many samples of each row are the clip; what follows them changes nothing, and
+        frames after a row's end are 0. Levels first..last-1 are used (all `num_codebooks` by default); with
+        first > 0, level `first` quantises the latents themselves, as the originals' `st` does. UserError if
+        lengths, levels or samples are impossible.
+        """
+        samples, lengths = self._checked_samples(samples, lengths)
+        last = self.num_codebooks if last is None else last
+        if not 0 <= first < last <= self.spec.quantizers:
+            raise UserError(
+                f"Levels {first}..{last - 1} were asked for; there are 0..{self.spec.quantizers - 1}."
+            )
+        parts = [
+            self._encode_rows(samples[at : at + ROWS], lengths[at : at + ROWS], first, last)
+            for at in range(0, len(samples), ROWS)
+        ]
+        return np.concatenate(parts)
+
+    def latents(self, samples: np.ndarray, lengths: Sequence[int] | None = None) -> np.ndarray:
+        """Samples float32 [B, T] -> what is quantised, float32 [B, ceil(T / hop_length), dimension]."""
+        samples, lengths = self._checked_samples(samples, lengths)
+        return self._encode_rows(samples, lengths, None, None)
+
+    def decode(self, codes: np.ndarray, lengths: Sequence[int] | None = None, first: int = 0) -> np.ndarray:
+        """int32 codes [B, frames, n] of levels first..first+n-1 -> float32 [B, frames · hop_length].
+
+        n may be less than `num_codebooks`. `lengths` [B] says how many frames of each row are the clip;
+        samples after a row's end are 0. Nothing is clipped. UserError if codes or lengths are impossible.
+        """
+        codes = self.check_codes(codes, first)
+        lengths = _checked_lengths(lengths, *codes.shape[:2], "frames")
+        parts = []
+        for at in range(0, len(codes), ROWS):
+            rows, row_lengths = codes[at : at + ROWS], lengths[at : at + ROWS]
+            if codes.shape[1] <= WHOLE:
+                parts.append(self._decode_whole(rows, row_lengths, first))
+            else:
+                parts.append(self._decode_long(rows, row_lengths, first))
+        return np.concatenate(parts)
+
+    def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
+        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together."""
+        results: list[np.ndarray] = [None] * len(items)
+        order = sorted(range(len(items)), key=lambda index: len(items[index]))
+        for at in range(0, len(order), ROWS):
+            members = order[at : at + ROWS]
+            lengths = [len(items[index]) for index in members]
+            batch = np.zeros((len(members), max(lengths)), np.float32)
+            for row, index in enumerate(members):
+                batch[row, : lengths[row]] = items[index]
+            for index, length, codes in zip(members, lengths, self.encode(batch, lengths), strict=True):
+                results[index] = codes[: -(-length // self.hop_length)]
+        return results
+
+    def check_codes(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
+        """Codes as int32 [B, frames, n], n from 1 to the levels there are; UserError names what is wrong."""
+        codes = np.asarray(codes)
+        most = self.spec.quantizers - first
+        if codes.ndim != 3 or not 1 <= codes.shape[-1] <= most or codes.shape[1] == 0:
+            raise UserError(
+                f"The {self.modality} codec decodes codes of shape [batch, frames, 1..{most}] with at least "
+                f"one frame, not {list(codes.shape)}."
+            )
+        wrong = np.argwhere((codes < 0) | (codes >= self.codebook_size))
+        if len(wrong):
+            row, frame, level = wrong[0]
+            raise UserError(
+                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, frame {frame}, "
+                f"level {first + level} is {codes[row, frame, level]}."
+            )
+        return codes.astype(np.int32)
+
+    def read_file(self, path: str | os.PathLike) -> np.ndarray:
+        return read_audio(path, self.sample_rate)
+
+    def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
+        write_audio(samples, path, self.sample_rate)
+
+    def program(self, function: Callable, *static) -> Callable:
+        """`function(module, weights, *arrays, *static)` compiled, as a function of the arrays."""
+        key = (function, static)
+        if key not in self._programs:
+            self._programs[key] = jax.jit(lambda weights, *a: function(self.module, weights, *a, *static))
+        return lambda *arrays: self._programs[key](self.weights, *arrays)
+
+    def place(self, array: np.ndarray) -> jax.Array:
+        """A host array with the batch in front, on the devices."""
+        return jax.device_put(array, self._sharding(self._axis))
+
+    def padded_rows(self, rows: int) -> int:
+        """Rows that a batch is padded to: a power of two that the mesh divides."""
+        devices = self.mesh.shape[self._axis] if self.mesh else 1
+        return _round_up(1 << (rows - 1).bit_length(), devices)
+
+    def _sharding(self, *axes: str) -> NamedSharding | None:
+        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+
+    def _checked_samples(
+        self, samples: np.ndarray, lengths: Sequence[int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        samples = np.asarray(samples, np.float32)
+        if samples.ndim != 2 or samples.size == 0:
+            raise UserError(f"A codec encodes samples of shape [batch, time], not {list(samples.shape)}.")
+        lengths = _checked_lengths(lengths, *samples.shape, "samples")
+        samples = np.where(np.arange(samples.shape[1]) < lengths[:, None], samples, np.float32(0))
+        if not np.isfinite(samples).all():
+            row, time = np.argwhere(~np.isfinite(samples))[0]
+            raise UserError(f"Sample {time} of row {row} is not a finite number.")
+        return samples, lengths
+
+    def _encode_rows(
+        self, samples: np.ndarray, lengths: np.ndarray, first: int | None, last: int | None
+    ) -> np.ndarray:
+        """Codes of the levels asked for, or latents where there are none; zeros after each row's end."""
+        frames = -(-samples.shape[1] // self.hop_length)
+        if frames <= WHOLE:
+            out = self._encode_whole(samples, lengths, frames, first, last)
+        else:
+            out = self._encode_long(samples, lengths, first, last)
+        inside = np.arange(frames) < -(-lengths // self.hop_length)[:, None]
+        return np.where(inside[..., None], out[:, :frames], out.dtype.type(0))
+
+    def _encode_whole(self, samples, lengths, frames, first, last) -> np.ndarray:
+        wave = _padded(samples, self.padded_rows(len(samples)), bucket(frames) * self.hop_length)
+        inputs = self.place(wave), self.place(_padded_lengths(lengths, len(wave)))
+        out = self.program(programs.latents_of_clips, BLOCK)(*inputs)
+        out = out if first is None else self.program(programs.quantize, first, last)(out)
+        return np.asarray(out)[: len(samples)]
+
+    def _encode_long(self, samples, lengths, first, last) -> np.ndarray:
+        wave = _padded(samples, self.padded_rows(len(samples)), samples.shape[1])
+        lengths = _padded_lengths(lengths, len(wave))
+        return encode_long(self, wave, lengths, WHOLE, BLOCK, first, last)[: len(samples)]
+
+    def _decode_whole(self, codes: np.ndarray, lengths: np.ndarray, first: int) -> np.ndarray:
+        rows, frames = codes.shape[:2]
+        padded = _padded(codes, self.padded_rows(rows), bucket(frames))
+        inputs = self.place(padded), self.place(_padded_lengths(lengths, len(padded)))
+        wave = self.program(programs.decode_clips, first, BLOCK)(*inputs)
+        return np.asarray(wave)[:rows, : frames * self.hop_length]
+
+    def _decode_long(self, codes: np.ndarray, lengths: np.ndarray, first: int) -> np.ndarray:
+        padded = _padded(codes, self.padded_rows(len(codes)), codes.shape[1])
+        stream = StreamDecoder(self, len(padded), WHOLE, first, BLOCK, _padded_lengths(lengths, len(padded)))
+        pieces = [stream.push(padded[:, at : at + WHOLE]) for at in range(0, codes.shape[1], WHOLE)]
+        wave = np.concatenate([*pieces, stream.finish()], axis=1)[: len(codes)]
+        return wave * (np.arange(wave.shape[1]) < lengths[:, None] * self.hop_length)
+
+
+def bucket(frames: int) -> int:
+    """The frames that a clip is padded to: a multiple of BLOCK out of few, at most 25 % more blocks."""
+    blocks = -(-frames // BLOCK)
+    return BLOCK * _round_up(blocks, 1 << max(0, blocks.bit_length() - 3))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _padded(array: np.ndarray, rows: int, size: int) -> np.ndarray:
+    """Zeros behind the first two axes."""
+    rest = ((0, 0),) * (array.ndim - 2)
+    return np.pad(array, ((0, rows - len(array)), (0, size - array.shape[1]), *rest))
+
+
+def _padded_lengths(lengths: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(lengths, (0, rows - len(lengths)), constant_values=1).astype(np.int32)
+
+
+def _checked_lengths(lengths: Sequence[int] | None, rows: int, size: int, unit: str) -> np.ndarray:
+    if lengths is None:
+        return np.full(rows, size)
+    lengths = np.asarray(lengths)
+    if (
+        lengths.shape != (rows,)
+        or lengths.dtype.kind not in "iu"
+        or not ((lengths >= 1) & (lengths <= size)).all()
+    ):
+        raise UserError(
+            f"`lengths` are {rows} whole numbers from 1 to {size} {unit}, not {lengths.tolist()}."
+        )
+    return lengths
+
+
+def spec_from_config(config: dict) -> SeanetSpec:
+    """The fields of `SeanetSpec` in a codec's configuration."""
+    names = [field.name for field in dataclasses.fields(SeanetSpec)]
+    values = {name: config[name] for name in names if name in config}
+    return SeanetSpec(**{**values, "strides": tuple(values["strides"])})
