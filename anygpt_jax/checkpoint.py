@@ -22,7 +22,7 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
 from jax.sharding import Mesh
 
-from anygpt_jax import integrity, sharding
+from anygpt_jax import distributed, integrity, sharding
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.model.decoder import init_boxed_params
 from anygpt_jax.text import TextTokenizer
@@ -112,7 +112,7 @@ class JointCheckpoint:
         if self._unrecorded is None:
             return
         self._manager.wait_until_finished()
-        if jax.process_index() == 0:
+        if distributed.is_primary():
             self._recording = self._recorder.submit(integrity.record, self.workdir, self._unrecorded)
         self._unrecorded = None
 

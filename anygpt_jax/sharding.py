@@ -72,6 +72,19 @@ def check_divisible(config: DecoderConfig, mesh: Mesh, batch_size: int, accumula
             )
 
 
+def check_local_rows(mesh: Mesh, batch_size: int) -> None:
+    """UserError unless each process's devices hold the contiguous part of a batch that it reads."""
+    part = batch_size // jax.process_count()
+    first = jax.process_index() * part
+    needed = batch_sharding(mesh).addressable_devices_indices_map((batch_size, 1)).values()
+    rows = {row for index, _ in needed for row in range(*index.indices(batch_size))}
+    if rows != set(range(first, first + part)):
+        raise UserError(
+            "config.mesh spreads one row of a batch over several hosts; make mesh.tensor divide the devices "
+            "of one host, and mesh.data × mesh.fsdp a multiple of the number of hosts."
+        )
+
+
 @contextlib.contextmanager
 def sharding_context(mesh: Mesh, rules: Rules):
     """Where a step is traced and run: the mesh and the rules that the model's constraints look up.

@@ -2,6 +2,9 @@
 
     python -m anygpt_jax.train --config=configs/tiny.py --workdir=runs/tiny --config.data.dir=PACKED
 
+On several hosts the same command runs on each, with --coordinator=auto on Cloud TPU, GKE or Slurm, elsewhere
+with --coordinator=HOST:PORT of the first host, --num_processes and --process_id.
+
 Exit codes: 0 done; 1 the loss stopped being finite; 2 a mistake in the arguments; 128 + n stopped by signal n
 with everything saved.
 """
@@ -9,10 +12,13 @@ with everything saved.
 from absl import flags
 from anygpt_tokenizers import cli
 
-from anygpt_jax import allocator
+from anygpt_jax import allocator, distributed
 from anygpt_jax.training import loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, codecs.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "On several hosts: auto, or HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With HOST:PORT: how many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With HOST:PORT: which of them this is, from 0.")
 
 
 def main(positional: list[str]) -> int:
@@ -24,6 +30,7 @@ def main(positional: list[str]) -> int:
     if not _WORKDIR.value:
         raise cli.UserError("Give the directory of the run as --workdir=DIR.")
     allocator.keep_freed_memory()
+    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     return loop.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
 
 

@@ -16,7 +16,7 @@ from anygpt_tokenizers.cli import UserError
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from anygpt_jax import integrity, sharding
+from anygpt_jax import distributed, integrity, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model.config import DecoderConfig
@@ -52,6 +52,8 @@ def train(
     Raises:
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
+    distributed.preflight(workdir, config)
+
     # ---------------------------------------------------------------- data
     data = data or open_data(config.data.dir, config.data.mixture, config.data.batch_size, config.seed)
     vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
@@ -60,16 +62,21 @@ def train(
     model = model_config(config.model, vocabulary)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_divisible(model, mesh, config.data.batch_size, config.optimizer.accumulation)
+    sharding.check_local_rows(mesh, config.data.batch_size)
     optimizer, learning_rate = make_optimizer(config.optimizer, config.steps)
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
 
     # ---------------------------------------------------------------- state: resumed or fresh
-    write_companions(workdir, vocabulary, data.text_tokenizer, config.codecs)
-    _set_aside_damaged(workdir)
+    if distributed.is_primary():
+        write_companions(workdir, vocabulary, data.text_tokenizer, config.codecs)
+        for sentence in integrity.set_aside_damaged(workdir):
+            print(sentence, file=sys.stderr)
+    distributed.barrier("companions written")
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config.seed, abstract, meta["model"])
-    _write_text(os.path.join(workdir, "parameters.txt"), sharding.describe(state.params))
+    if distributed.is_primary():
+        _write_text(os.path.join(workdir, "parameters.txt"), sharding.describe(state.params))
 
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
@@ -89,7 +96,7 @@ def train(
     rate = metrics_log.Rate(
         model.train_flops_per_token(data.seq_len) * math.prod(shape), peak and peak * mesh.size
     )
-    log = metrics_log.MetricsLog(workdir, step, config.steps, objective.modalities)
+    log = metrics_log.MetricsLog(_log_directory(workdir), step, config.steps, objective.modalities)
     row = log.last_row
 
     # ---------------------------------------------------------------- loop
@@ -110,7 +117,8 @@ def train(
 
             last = step == config.steps
             log_now = step % config.log_every == 0 or last
-            save_now = step % config.checkpoint.every == 0 or last or stop.signum
+            stopping = stop.agreed(step)
+            save_now = step % config.checkpoint.every == 0 or last or stopping
             if log_now or save_now:
                 _check_finite(record, step, checkpoint)
             if log_now:
@@ -124,11 +132,11 @@ def train(
                 rate.restart()
             if save_now:
                 checkpoint.save(state, meta, {"next_step": step})
-            if stop.signum and not last:
+            if stopping and not last:
                 checkpoint.wait()
-                name = signal.Signals(stop.signum).name
+                name = signal.Signals(stopping).name
                 message = f"Stopped by {name}, saved at step {step}; the same command continues from there."
-                raise StoppedError(message, stop.signum)
+                raise StoppedError(message, stopping)
         checkpoint.wait()
     return row
 
@@ -147,6 +155,15 @@ def exit_code(run: Callable[[], Any]) -> int:
         print(error, file=sys.stderr)
         return 128 + error.signum
     return 0
+
+
+def _log_directory(workdir: str) -> str:
+    """The first process logs in the working directory, another in hosts/<its index> there."""
+    if distributed.is_primary():
+        return workdir
+    directory = os.path.join(workdir, "hosts", str(jax.process_index()))
+    os.makedirs(directory, exist_ok=True)
+    return directory
 
 
 def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> PackedData:
@@ -170,15 +187,6 @@ def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:
         )
     except ValueError as error:
         raise UserError(f"config.model does not fit together: {error}.") from error
-
-
-def _set_aside_damaged(workdir: str) -> None:
-    """Moves damaged checkpoints away and says so, on the first host; the others wait for it."""
-    if jax.process_index() == 0:
-        for sentence in integrity.set_aside_damaged(workdir):
-            print(sentence, file=sys.stderr)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
 def _resume_or_init(
@@ -239,14 +247,26 @@ def _check_finite(record: dict[str, jax.Array] | None, step: int, checkpoint: Jo
 
 
 class _StopSignals:
-    """While entered, SIGTERM and the first SIGINT are only noted in `signum`; a second SIGINT interrupts."""
+    """While entered, SIGTERM and the first SIGINT are only noted; a second SIGINT interrupts.
+
+    With several processes JAX's own service notes a SIGTERM to any of them and finds the step at which all
+    of them can stop.
+    """
 
     def __init__(self):
         self.signum = 0
         self._previous: dict[int, Any] = {}
+        self._alone = jax.process_count() == 1
+
+    def agreed(self, step: int) -> int:
+        """The signal that ends the run after this step, on every process; 0 if none does."""
+        if self._alone:
+            return self.signum
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
 
     def __enter__(self) -> "_StopSignals":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
+        # Outside the main thread Python forbids handlers.
+        if self._alone and threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT):
                 self._previous[signum] = signal.signal(signum, self._note)
         return self

@@ -1,0 +1,148 @@
+"""Several hosts as one run: how they find each other, and what is checked before the first step."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from anygpt_tokenizers.cli import UserError
+from jax.experimental import multihost_utils
+
+AUTO = "auto"
+SECONDS = 60  # until hosts that are missing or hang end the run
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "anygpt_jax")
+_TEXT_BYTES = 1024  # of one host's description when hosts exchange them
+
+
+def start(coordinator: str | None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Connects this process with the others; call it before anything else of JAX.
+
+    Args:
+      coordinator: None for a run of one process; "auto" where the cluster says who is there (Cloud TPU, GKE,
+        Slurm, Open MPI); else HOST:PORT of process 0, with the other two arguments.
+
+    Raises:
+      UserError: the others did not come within SECONDS.
+    """
+    if coordinator is None:
+        return
+    where = {} if coordinator == AUTO else {"coordinator_address": coordinator}
+    if coordinator != AUTO and (num_processes is None or process_id is None):
+        raise UserError(f"--coordinator={coordinator} needs --num_processes and --process_id.")
+    try:
+        jax.distributed.initialize(
+            **where, num_processes=num_processes, process_id=process_id, initialization_timeout=SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"The hosts did not find each other within {SECONDS} s: {reason}") from error
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def preflight(workdir: str | os.PathLike, config: Any) -> None:
+    """Checks that all hosts run the same thing, compute together and see one working directory.
+
+    UserError on every host, naming the odd one; a host that hangs ends the run after SECONDS.
+    """
+    if jax.process_count() == 1:
+        return
+    stage = ["comparing the hosts' versions and configs"]
+    with _watchdog(stage):
+        _compare(_gather_texts(json.dumps(_description(config))))
+        stage[0] = "adding up ones from all devices"
+        ones = multihost_utils.process_allgather(jnp.ones(jax.local_device_count()))
+        if int(np.sum(ones)) != jax.device_count():
+            raise UserError(f"{int(np.sum(ones))} of {jax.device_count()} devices answered a sum.")
+        stage[0] = f"writing to {workdir}"
+        _check_shared(Path(workdir))
+
+
+def _description(config: Any) -> dict[str, str]:
+    """What has to be the same everywhere."""
+    fields = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        **versions,
+        "Python": ".".join(map(str, sys.version_info[:2])),
+        "config": hashlib.sha256(fields.encode()).hexdigest()[:16],
+        "number of devices": str(jax.local_device_count()),
+    }
+
+
+def _gather_texts(text: str) -> list[str]:
+    """The text of every process, in their order."""
+    data = text.encode().ljust(_TEXT_BYTES)
+    gathered = multihost_utils.process_allgather(np.frombuffer(data, np.uint8))
+    return [bytes(row).decode().rstrip() for row in np.asarray(gathered)]
+
+
+def _compare(texts: list[str]) -> None:
+    descriptions: list[Mapping[str, str]] = [json.loads(text) for text in texts]
+    for name in descriptions[0]:
+        values = [description[name] for description in descriptions]
+        usual = Counter(values).most_common(1)[0][0]
+        odd = [index for index, value in enumerate(values) if value != usual]
+        if odd:
+            raise UserError(
+                f"Host {odd[0]} has {name} {values[odd[0]]}, most have {usual}; start all from the same "
+                "environment with the same arguments."
+            )
+
+
+def _check_shared(workdir: Path) -> None:
+    """Every host reads what the first has written."""
+    probe, token = workdir / ".preflight", str(jax.process_count())
+    if is_primary():
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text(token)
+    barrier("preflight file written")
+    seen = probe.is_file() and probe.read_text() == token
+    blind = [index for index, text in enumerate(_gather_texts(str(seen))) if text != "True"]
+    if is_primary():
+        probe.unlink()
+    if blind:
+        raise UserError(
+            f"Host {blind[0]} does not see what host 0 wrote to {workdir}; the working directory must be on "
+            "storage that all hosts share."
+        )
+
+
+@contextlib.contextmanager
+def _watchdog(stage: list[str]) -> Iterator[None]:
+    """Ends the process when its body takes longer than SECONDS: a collective that hangs cannot be left."""
+
+    def give_up():
+        print(
+            f"error: {stage[0]} took over {SECONDS} s; a host is missing or hangs.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

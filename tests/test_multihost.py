@@ -1,0 +1,135 @@
+"""Real processes: together they train like one, any number of them resumes, and an odd one is named."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_packing import pack
+
+from anygpt_jax.training.metrics_log import read_metrics
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "model.preset": "dummy",
+    "optimizer.name": "adamw",
+    "optimizer.warmup": 0.0,
+    "optimizer.final": 1.0,
+    "log_every": 1,
+    "checkpoint.every": 10,
+    "data.batch_size": 8,
+    "mesh.data": -1,
+    "peak_flops": 1e12,
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    pack(root, [7, 9, 12, 14] * 40)
+    return root / "packed"
+
+
+@pytest.fixture
+def start():
+    """Starts one process of a run; whatever still runs at the end of a test is killed."""
+    running = []
+
+    def start_one(workdir, packed, devices, arguments=(), **settings):
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        fields = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+        command = [sys.executable, "-m", "anygpt_jax.train", "--config=tests/multihost_config.py"]
+        command += [f"--workdir={workdir}", f"--config.data.dir={packed}", *arguments]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        running.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+        return running[-1]
+
+    yield start_one
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def _free_address():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def _start_two(start, workdir, packed, different=None, **settings):
+    address = _free_address()
+    return [
+        start(
+            workdir,
+            packed,
+            4,
+            [f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"],
+            **settings,
+            **(different or {} if index else {}),
+        )
+        for index in range(2)
+    ]
+
+
+def _finish(*processes):
+    for process in processes:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors
+
+
+def _losses(workdir):
+    return [row["loss"] for row in read_metrics(str(workdir))]
+
+
+def test_two_processes_train_like_one_and_one_resumes_what_two_saved(tmp_path, packed, start):
+    _finish(start(tmp_path / "one", packed, 8, steps=20, mesh__fsdp=2))
+    expected = _losses(tmp_path / "one")
+    assert len(expected) == 20
+
+    together = tmp_path / "two"
+    _finish(*_start_two(start, together, packed, steps=10, mesh__fsdp=2))
+    assert _losses(together) == pytest.approx(expected[:10], rel=1e-5)
+    assert _losses(together / "hosts" / "1") == _losses(together)
+
+    for devices in (4, 1):
+        alone = tmp_path / f"alone{devices}"
+        shutil.copytree(together, alone)
+        _finish(start(alone, packed, devices, steps=20, mesh__fsdp=1))
+        assert _losses(alone) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_host_with_another_config_is_named_and_nothing_is_trained(tmp_path, packed, start):
+    processes = _start_two(start, tmp_path / "run", packed, different={"seed": 7}, steps=10)
+    for process in processes:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 2, errors
+        assert "Host 1 has config" in errors and "Traceback" not in errors
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sigterm_to_one_process_saves_and_stops_all(tmp_path, packed, start):
+    processes = _start_two(start, tmp_path / "run", packed, steps=100_000, checkpoint__every=50_000)
+    end = time.monotonic() + 300
+    while len(_losses(tmp_path / "run")) < 5:
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        assert "Stopped by SIGTERM, saved at step" in errors
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_an_address_needs_the_number_of_processes(tmp_path, packed, start):
+    process = start(tmp_path / "run", packed, 1, ["--coordinator=localhost:1234"])
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "needs --num_processes and --process_id" in errors.splitlines()[-1]
