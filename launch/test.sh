@@ -3,6 +3,7 @@
 # usage: bash launch/test.sh [--parity] [arguments of pytest]
 #   --parity   also installs torch and transformers and runs the comparisons with the original implementations
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ "${1:-}" = "--parity" ]; then
   shift
