@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TPU = ROOT / "launch" / "gcloud" / "tpu.sh"
-RECORDED = Path(__file__).parent / "recorded" / "gcloud_tpu.txt"
+JOBSET = ROOT / "launch" / "gke" / "jobset.sh"
+RECORDED = Path(__file__).parent / "recorded"
 PLACE = ["--name=pod", "--project=my-project", "--zone=us-east5-a", "--bucket=my-bucket"]
 COMMANDS = [
     ["create", *PLACE, "--type=v4-128"],
@@ -23,17 +25,31 @@ COMMANDS = [
     ["delete", *PLACE],
     ["delete", *PLACE, "--queued"],
 ]
+RUN = ["--name=run", "--image=my-image", "--bucket=my-bucket", "--type=v5litepod-64"]
+TRAIN = ["--", "--config=configs/pretrain.py", "--workdir=bucket/run", "--config.data.dir=bucket/it's packed"]
+JOBS = [
+    ["submit", *RUN, "--slices=2", *TRAIN],
+    ["submit", *RUN, "--xpk=my-cluster", *TRAIN],
+    ["status", "--name=run"],
+    ["logs", "--name=run"],
+    ["delete", "--name=run"],
+    ["delete", "--name=run", "--xpk=my-cluster"],
+]
 
 
-def _tpu(command, *arguments, answer="", **environment):
+def _start(script, command, *arguments, answer="", **environment):
     names = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
     return subprocess.run(
-        ["bash", TPU, command[0], *arguments, *command[1:]],
+        ["bash", script, command[0], *arguments, *command[1:]],
         capture_output=True,
         text=True,
         input=answer,
         env={**names, "TMPDIR": "/tmp", **environment},
     )
+
+
+def _tpu(command, *arguments, **settings):
+    return _start(TPU, command, *arguments, **settings)
 
 
 @pytest.fixture
@@ -52,13 +68,34 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_dry_run_prints_the_recorded_commands():
+def dry_runs(script, commands):
+    """What is recorded: each command and what its dry run prints."""
     printed = ""
-    for command in COMMANDS:
-        done = _tpu(command, "--dry-run")
+    for command in commands:
+        done = _start(script, command, "--dry-run")
         assert done.returncode == 0, done.stderr
         printed += f"# {' '.join(command)}\n{done.stdout}"
-    assert printed == RECORDED.read_text()
+    return printed
+
+
+def test_a_dry_run_prints_the_recorded_commands():
+    assert dry_runs(TPU, COMMANDS) == (RECORDED / "gcloud_tpu.txt").read_text()
+    assert dry_runs(JOBSET, JOBS) == (RECORDED / "gke_jobset.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "accelerator", "hosts"),
+    [("v4-128", "tpu-v4-podslice", 16), ("v5litepod-256", "tpu-v5-lite-podslice", 64)],
+)
+def test_the_jobset_asks_for_every_host_of_the_slice(kind, accelerator, hosts):
+    printed = _start(JOBSET, ["submit", *RUN, f"--type={kind}", *TRAIN], "--dry-run").stdout
+    (job,) = yaml.safe_load(printed)["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert spec["parallelism"] == spec["completions"] == hosts
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == accelerator
+    assert pod["containers"][0]["command"][-1] == "--config.data.dir=bucket/it's packed"
+    assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] * hosts == {64: 256, 16: 64}[hosts]
 
 
 def test_what_a_dry_run_prints_is_what_runs(fake_gcloud):
@@ -92,6 +129,20 @@ def test_what_is_missing_is_one_sentence(command, message):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["submit", *RUN, "--type=v2-8", *TRAIN], "--type=v2-8 is not known here"),
+        (["submit", *RUN], "arguments after --"),
+        (["submit", *RUN[:1], *TRAIN], "needs --image=…"),
+    ],
+)
+def test_a_jobset_that_cannot_be_is_one_sentence(command, message):
+    done = _start(JOBSET, command, "--dry-run")
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0] and done.stderr.startswith("error: ")
 
 
 def test_the_environment_may_name_the_place():

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# A training on TPU slices of a GKE cluster, as a JobSet (or through xpk).
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: bash launch/gke/jobset.sh COMMAND --name=NAME [options] [-- arguments of python -m anygpt_jax.train]
+
+  submit    start the JobSet in the cluster that kubectl points at (costs money: asks first); what follows --
+            goes to the program, where --workdir=bucket/run is in the bucket
+  status    say how many of its jobs run, failed or are done
+  logs      follow the log of the first host of the first slice
+  delete    end and remove it (asks first); the bucket stays
+
+  --image=NAME   or $GKE_IMAGE, of launch/gke/Dockerfile       --slices=N       slices joined into one run (1)
+  --type=TYPE    or $TPU_TYPE: v4-128, v5litepod-64, v5litepod-256, v5p-128, v6e-64
+  --bucket=NAME  or $TPU_BUCKET                                --account=NAME   Kubernetes account (default)
+  --xpk=CLUSTER  submit and delete through xpk instead of kubectl; the bucket is then a storage of the cluster:
+                 xpk storage create --type=gcsfuse --auto-mount=true --mount-point=/anygpt_jax/bucket …
+  --yes (do not ask)  --dry-run (print what would be sent)
+TEXT
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+name="" image="${GKE_IMAGE:-}" type="${TPU_TYPE:-}" bucket="${TPU_BUCKET:-}"
+slices=1 account=default xpk="" yes="" dry_run=""
+train_arguments=()
+
+parse() {
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --name=*) name="${1#*=}" ;;
+      --image=*) image="${1#*=}" ;;
+      --type=*) type="${1#*=}" ;;
+      --bucket=*) bucket="${1#*=}" ;;
+      --slices=*) slices="${1#*=}" ;;
+      --account=*) account="${1#*=}" ;;
+      --xpk=*) xpk="${1#*=}" ;;
+      --yes) yes=yes ;;
+      --dry-run) dry_run=yes ;;
+      --)
+        shift
+        train_arguments=("$@")
+        return
+        ;;
+      *) fail "unknown option $1 (see bash launch/gke/jobset.sh help)" ;;
+    esac
+    shift
+  done
+}
+
+need() {
+  local variable
+  for variable in "$@"; do
+    [ -n "${!variable}" ] || fail "$command needs --$variable=…"
+  done
+}
+
+step() {
+  echo "+ $*"
+  [ -n "$dry_run" ] || "$@"
+}
+
+confirm() {
+  [ -n "$yes$dry_run" ] && return
+  local answer
+  read -r -p "$1 [y/N] " answer
+  [ "$answer" = y ] || fail "nothing was done"
+}
+
+# Accelerator label, topology and hosts (of four chips each) of a slice.
+slice_of() {
+  case "$type" in
+    v4-128) echo tpu-v4-podslice 4x4x4 16 ;;
+    v5litepod-64) echo tpu-v5-lite-podslice 8x8 16 ;;
+    v5litepod-256) echo tpu-v5-lite-podslice 16x16 64 ;;
+    v5p-128) echo tpu-v5p-slice 4x4x4 16 ;;
+    v6e-64) echo tpu-v6e-slice 8x8 16 ;;
+    *) fail "--type=$type is not known here; there are v4-128, v5litepod-64, v5litepod-256, v5p-128 and v6e-64" ;;
+  esac
+}
+
+# The program's arguments as items of a YAML list.
+yaml_arguments() {
+  local argument
+  for argument in "${train_arguments[@]}"; do
+    printf "                    - '%s'\n" "${argument//\'/\'\'}"
+  done
+}
+
+jobset() {
+  local accelerator topology hosts
+  read -r accelerator topology hosts <<<"$(slice_of)"
+  cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: 100
+  replicatedJobs:
+    - name: slice
+      replicas: $slices
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          backoffLimit: 0
+          template:
+            metadata:
+              annotations:
+                gke-gcsfuse/volumes: "true"
+            spec:
+              restartPolicy: Never
+              serviceAccountName: $account
+              terminationGracePeriodSeconds: 300
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $accelerator
+                cloud.google.com/gke-tpu-topology: $topology
+              containers:
+                - name: train
+                  image: $image
+                  command:
+                    - python
+                    - -m
+                    - anygpt_jax.train
+                    - --coordinator=auto
+$(yaml_arguments)
+                  ports:
+                    - containerPort: 8471
+                    - containerPort: 8080
+                  resources:
+                    limits:
+                      google.com/tpu: 4
+                  volumeMounts:
+                    - name: bucket
+                      mountPath: /anygpt_jax/bucket
+              volumes:
+                - name: bucket
+                  csi:
+                    driver: gcsfuse.csi.storage.gke.io
+                    volumeAttributes:
+                      bucketName: $bucket
+                      mountOptions: implicit-dirs
+YAML
+}
+
+submit() {
+  need name image type bucket
+  [ ${#train_arguments[@]} -gt 0 ] || fail "submit needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=bucket/run"
+  slice_of >/dev/null
+  confirm "Start $name on $slices slice(s) of $type? They are billed while it runs."
+  if [ -n "$xpk" ]; then
+    step xpk workload create "--workload=$name" "--cluster=$xpk" "--tpu-type=$type" "--num-slices=$slices" \
+      "--docker-image=$image" "--command=python -m anygpt_jax.train --coordinator=auto ${train_arguments[*]}"
+  else
+    jobset
+    [ -n "$dry_run" ] || jobset | kubectl apply -f -
+  fi
+}
+
+status() {
+  need name
+  step kubectl get jobset "$name" -o jsonpath='{.status.replicatedJobsStatus}'
+}
+
+logs() {
+  need name
+  step kubectl logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0,jobset.sigs.k8s.io/job-index=0"
+}
+
+delete() {
+  need name
+  confirm "End and remove $name?"
+  if [ -n "$xpk" ]; then
+    step xpk workload delete "--workload=$name" "--cluster=$xpk"
+  else
+    step kubectl delete jobset "$name"
+  fi
+}
+
+command="${1:-help}"
+[ $# -eq 0 ] || shift
+case "$command" in
+  help | --help | -h) usage ;;
+  submit | status | logs | delete)
+    parse "$@"
+    program=kubectl
+    [ -z "$xpk" ] || program=xpk
+    [ -n "$dry_run" ] || command -v "$program" >/dev/null || fail "$program is not installed"
+    "$command"
+    ;;
+  *) fail "there is no command $command (see bash launch/gke/jobset.sh help)" ;;
+esac
