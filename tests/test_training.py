@@ -19,7 +19,7 @@ from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
 from anygpt_jax.model.decoder import init_params
 from anygpt_jax.training import defaults, loop
 from anygpt_jax.training.metrics_log import read_metrics
-from anygpt_jax.training.optimizer import make_optimizer, make_schedule
+from anygpt_jax.training.optimizer import SPIKE_WARMUP, make_optimizer, make_schedule
 from anygpt_jax.training.state import abstract_state, init_state
 from anygpt_jax.training.step import Objective, batch_loss, compile_train_step
 
@@ -161,6 +161,30 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_its_end(kind):
 # ------------------------------------------------------------------------------------------- runs
 
 
+def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(tmp_path, capsys):
+    class Data(FakeData):
+        def batch(self, step):
+            batch = super().batch(step)
+            if step == SPIKE_WARMUP + 5:
+                batch["targets"] = (
+                    batch["targets"] + 13
+                ) % self.vocabulary.size  # what it learnt is now wrong
+            return batch
+
+    def run(name, steps, multiple):
+        config = dummy_config(log_every=1, checkpoint__every=1, checkpoint__keep=2, steps=steps)
+        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, "skip_spikes": multiple})
+        loop.train(config, str(tmp_path / name), Data(), one_device())
+        return curve(tmp_path / name)
+
+    steps = SPIKE_WARMUP + 8
+    unharmed, harmed = run("skipping", steps, 3.0), run("not", steps, 0.0)
+    assert f"step {SPIKE_WARMUP + 6}: skipped" in capsys.readouterr().out
+    before, at, after = (unharmed[SPIKE_WARMUP + i]["loss"] for i in (4, 5, 6))
+    assert at > 3 * before and after < 1.5 * before
+    assert harmed[SPIKE_WARMUP + 6]["loss"] > after
+
+
 def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tmp_path):
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
         loop.train(dummy_config(seed=seed), str(tmp_path / name), FakeData(), one_device())
@@ -183,6 +207,12 @@ def test_the_log_has_losses_per_modality_and_direction_and_speeds(tmp_path):
         assert row[f"loss/{name}"] > 0
     for name in ["tokens_per_s", "step_s", "data_wait_s", "mfu"]:
         assert row[f"speed/{name}"] > 0
+    assert [row["speed/checkpoint_s"] > 0 for row in read_metrics(str(tmp_path))] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert sum(row[f"share/{name}"] for name in ["text", "image", "speech", "music"]) == pytest.approx(1)
     assert any(name.startswith("events") for name in os.listdir(tmp_path / "tensorboard"))
 

@@ -45,6 +45,8 @@ def get_config() -> config_dict.ConfigDict:
         "b2": 0.95,
         "eps": 1e-8,
         "clip": 1.0,
+        # Updates whose gradient norm is over this multiple of its running mean are left out; 0: none is.
+        "skip_spikes": 0.0,
         "accumulation": 1,
     }
 

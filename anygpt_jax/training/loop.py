@@ -105,13 +105,13 @@ def train(
         stack.callback(checkpoint.close)
         stop = stack.enter_context(_StopSignals())
         batches = data.iterator(step, config.data.prefetch)
-        record = None
+        unchecked = None  # the record of the newest step that has not been looked at
         while step < config.steps:
             with rate.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
-            state, next_record = train_step(state, batch)
-            _check_finite(record, step, checkpoint)  # while the device is at the next step
-            step, record = step + 1, next_record
+            state, record = train_step(state, batch)
+            _check(unchecked, step, checkpoint, log)  # while the device is at the next step
+            step, unchecked = step + 1, record
             rate.steps += 1
             log.advance(step)
 
@@ -120,7 +120,8 @@ def train(
             stopping = stop.agreed(step)
             save_now = step % config.checkpoint.every == 0 or last or stopping
             if log_now or save_now:
-                _check_finite(record, step, checkpoint)
+                _check(unchecked, step, checkpoint, log)
+                unchecked = None
             if log_now:
                 row = metrics_log.summarise(state.sums, objective.modalities, objective.directions)
                 row |= {name: float(record[name]) for name in ("grad_norm", "learning_rate")}
@@ -131,7 +132,8 @@ def train(
                 state = state.replace(sums=jax.device_put(objective.zero_sums(), sharding.replicated(mesh)))
                 rate.restart()
             if save_now:
-                checkpoint.save(state, meta, {"next_step": step})
+                with rate.saving():
+                    checkpoint.save(state, meta, {"next_step": step})
             if stopping and not last:
                 checkpoint.wait()
                 name = signal.Signals(stopping).name
@@ -230,11 +232,21 @@ def _make_evaluation(
     return evaluate
 
 
-def _check_finite(record: dict[str, jax.Array] | None, step: int, checkpoint: JointCheckpoint) -> None:
-    """Waits for a step's record; stops the run if it is not finite. No such state is ever saved."""
+def _check(
+    record: dict[str, jax.Array] | None,
+    step: int,
+    checkpoint: JointCheckpoint,
+    log: metrics_log.MetricsLog,
+) -> None:
+    """Waits for a step's record; says if the step was skipped, and stops the run if it is not finite.
+
+    No such state is ever saved.
+    """
     if record is None:
         return
     loss, grad_norm = float(record["loss"]), float(record["grad_norm"])
+    if record["skipped"]:
+        log.note(f"step {step}: skipped, the gradient's norm is {grad_norm:.3g}")
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     checkpoint.wait()

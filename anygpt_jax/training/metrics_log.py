@@ -80,7 +80,10 @@ def _rows(modalities, by_modality, directions, by_direction):
 
 
 class Rate:
-    """Measures one log interval: its seconds, and those spent waiting for data."""
+    """Measures one log interval: its seconds, and those spent waiting for data and for checkpoints.
+
+    A checkpoint that is saved after a row was logged belongs to the next interval.
+    """
 
     def __init__(self, flops_per_step: float, peak_flops: float | None):
         """`flops_per_step`: train_flops_per_token × B × L, padding included. `peak_flops`: of all devices."""
@@ -89,7 +92,7 @@ class Rate:
 
     def restart(self) -> None:
         """Begins the next interval."""
-        self._started, self._waited, self.steps = time.perf_counter(), 0.0, 0
+        self._started, self._waited, self._saved, self.steps = time.perf_counter(), 0.0, 0.0, 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -98,14 +101,22 @@ class Rate:
         yield
         self._waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the start of a checkpoint, which the training waits for."""
+        start = time.perf_counter()
+        yield
+        self._saved += time.perf_counter() - start
+
     def measure(self, tokens: float) -> dict[str, float]:
         """tokens_per_s (`tokens`: the interval's without padding), seconds per step and of these waiting for
-        data, and MFU = model FLOPs / seconds / peak FLOP/s."""
+        data, seconds that checkpoints held up the interval, and MFU = model FLOPs / seconds / peak FLOP/s."""
         seconds = time.perf_counter() - self._started
         row = {
             "speed/tokens_per_s": tokens / seconds,
             "speed/step_s": seconds / max(self.steps, 1),
             "speed/data_wait_s": self._waited / max(self.steps, 1),
+            "speed/checkpoint_s": self._saved,
         }
         if self._peak:
             row["speed/mfu"] = self._flops_per_step * self.steps / seconds / self._peak

@@ -1,11 +1,15 @@
 """Optimizers and their schedule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from anygpt_tokenizers.cli import UserError
 from optax.contrib import MuonDimensionNumbers, muon
+
+SPIKE_WARMUP = 50  # steps before a gradient norm can count as a spike
+_SPIKE_MEMORY = 0.98  # of the mean norm, per step
 
 # The summed axes and the produced axes of each stacked kernel of a layer; axis 0 counts layers.
 _MUON_AXES = {
@@ -62,7 +66,41 @@ def make_optimizer(config: Any, steps: int) -> tuple[optax.GradientTransformatio
         )
     else:
         raise UserError(f"config.optimizer.name = {config.name!r} is neither 'adamw' nor 'muon'.")
-    return optax.chain(optax.clip_by_global_norm(config.clip), update), rate
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), update)
+    return (skip_spikes(optimizer, config.skip_spikes) if config.skip_spikes else optimizer), rate
+
+
+class SpikeState(NamedTuple):
+    """`inner`: the optimizer's; `mean` of the norms so far, decayed and not yet corrected for its start at 0;
+    `count` of the norms in it; whether the last step was `skipped`."""
+
+    inner: Any
+    mean: jax.Array
+    count: jax.Array
+    skipped: jax.Array
+
+
+def skip_spikes(inner: optax.GradientTransformation, multiple: float) -> optax.GradientTransformation:
+    """Leaves out the updates whose gradient norm is over `multiple` times its running mean.
+
+    Parameters and `inner`'s state then stay as they are, and the mean too. The first SPIKE_WARMUP steps are
+    never left out, nor is a norm that is not finite: such a run has to stop.
+    """
+
+    def init(params: Any) -> SpikeState:
+        return SpikeState(inner.init(params), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    def update(gradients: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
+        norm = optax.global_norm(gradients)
+        mean = state.mean / (1 - _SPIKE_MEMORY ** jnp.maximum(state.count, 1))
+        spike = (state.count >= SPIKE_WARMUP) & (norm > multiple * mean) & jnp.isfinite(norm)
+        updates, after = inner.update(gradients, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(spike, jnp.zeros_like(u), u), updates)
+        after = jax.tree.map(lambda old, new: jnp.where(spike, old, new), state.inner, after)
+        mean = jnp.where(spike, state.mean, _SPIKE_MEMORY * state.mean + (1 - _SPIKE_MEMORY) * norm)
+        return updates, SpikeState(after, mean, state.count + ~spike, spike)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _is_matrix(params: Any) -> Any:

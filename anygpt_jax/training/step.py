@@ -109,8 +109,9 @@ def compile_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled update of batches [B, L]: (state, batch) → (next state, record).
 
-    The record has loss, grad_norm and learning_rate. The state given to the update is consumed. Compiled here
-    and not at the first call, so that the first interval's speed is true.
+    The record has loss, grad_norm, learning_rate and skipped (see optimizer.skip_spikes). The state given to
+    the update is consumed. Compiled here and not at the first call, so that the first interval's speed is
+    true.
     """
     differentiate = jax.value_and_grad(
         functools.partial(
@@ -129,6 +130,7 @@ def compile_train_step(
             "loss": sums.objective[0] / weight,
             "grad_norm": optax.global_norm(gradients),
             "learning_rate": learning_rate(state.step),
+            "skipped": getattr(opt_state, "skipped", jnp.zeros((), bool)),
         }
         sums = jax.tree.map(jnp.add, state.sums, sums)
         return TrainState(state.step + 1, params, opt_state, sums), record
