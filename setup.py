@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "test": ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
+        "convert": ["torch"],
         "parity": ["torch==2.13.0", "transformers==4.57.6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -30,6 +30,11 @@ CHECKPOINTS, VOCABULARY, TEXT_MODEL, CODECS = "checkpoints", "vocabulary.json", 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
 
 
+def package_versions() -> dict[str, str]:
+    """Name → version of what decides a checkpoint's content."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
 class JointCheckpoint:
     """Saves and restores the training state of one directory, asynchronously; the newest `keep` stay."""
 
@@ -53,16 +58,19 @@ class JointCheckpoint:
     def save(self, state: TrainState, meta: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions."""
         training = {"optimizer": state.opt_state, "sums": state.sums, "step": state.step}
-        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(training),
                 data=ocp.args.JsonSave(dict(data)),
-                meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": versions}),
+                meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": package_versions()}),
             ),
         )
+
+    def can_resume(self, step: int) -> bool:
+        """Whether a checkpoint has what training needs beyond the parameters; an imported one has not."""
+        return os.path.isdir(os.path.join(self.workdir, CHECKPOINTS, str(step), "opt_state"))
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta item of a checkpoint: step, model, vocabulary, config, versions."""
@@ -179,6 +187,22 @@ def load_model(
     Parameters go to `mesh` as `rules` say, by default to the first device, wherever they were saved from.
     UserError if the directory, the checkpoint or the step is not there.
     """
+    config, vocabulary, text_tokenizer, step = describe_model(workdir, step)
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        params = checkpoint.restore_params(step, abstract_params(config, mesh, rules))
+    finally:
+        checkpoint.close()
+    return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+
+
+def describe_model(
+    workdir: str | os.PathLike, step: int | None = None
+) -> tuple[DecoderConfig, Vocabulary, TextTokenizer, int]:
+    """All but the parameters of a working directory's model, and its step (the newest unless given).
+
+    UserError if the directory, the checkpoint or the step is not there.
+    """
     workdir = os.path.abspath(workdir)
     if not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
         raise UserError(
@@ -196,15 +220,11 @@ def load_model(
                 f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
             )
         meta = checkpoint.meta(step)
-        vocabulary.check(
-            Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}"
-        )
-        config = DecoderConfig(**meta["model"])
-        params = checkpoint.restore_params(step, abstract_params(config, mesh, rules))
     finally:
         checkpoint.close()
+    vocabulary.check(Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}")
     text_tokenizer = TextTokenizer(os.path.join(workdir, TEXT_MODEL))
-    return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+    return DecoderConfig(**meta["model"]), vocabulary, text_tokenizer, step
 
 
 def abstract_params(config: DecoderConfig, mesh: Mesh | None, rules: sharding.Rules) -> Any:
