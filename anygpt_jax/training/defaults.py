@@ -19,6 +19,9 @@ def get_config() -> config_dict.ConfigDict:
     config.steps = 1000
     config.log_every = 10
     config.checkpoint = {"every": 500, "keep": 3}
+    # A working directory whose newest parameters a new run starts from: imported, grown, or another run's.
+    # Empty: random ones.
+    config.init_from = ""
 
     # Packed data (anygpt_jax.pack). A mixture names data sets and sampling weights; empty takes all by size.
     config.data = {"dir": "", "mixture": {}, "batch_size": 16, "prefetch": 4}

@@ -1,6 +1,7 @@
 """The training run: builds everything from a config, resumes by itself, and stops cleanly."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from anygpt_jax import distributed, integrity, sharding
-from anygpt_jax.checkpoint import JointCheckpoint, write_companions
+from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import metrics_log
@@ -74,7 +75,7 @@ def train(
     distributed.barrier("companions written")
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
-    state, step = _resume_or_init(checkpoint, optimizer, config.seed, abstract, meta["model"])
+    state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, vocabulary)
     if distributed.is_primary():
         _write_text(os.path.join(workdir, "parameters.txt"), sharding.describe(state.params))
 
@@ -192,23 +193,63 @@ def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:
 
 
 def _resume_or_init(
-    checkpoint: JointCheckpoint, optimizer: Any, seed: int, abstract: TrainState, model: dict[str, Any]
+    checkpoint: JointCheckpoint,
+    optimizer: Any,
+    config: Any,
+    abstract: TrainState,
+    model: DecoderConfig,
+    vocabulary: Vocabulary,
 ) -> tuple[TrainState, int]:
     step = checkpoint.latest_step()
     if step is None:
-        return init_state(DecoderConfig(**model), optimizer, seed, abstract), 0
-    saved = checkpoint.meta(step)["model"]
-    # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
-    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "loss_tile")
-    changed = [name for name in model if name not in free and model[name] != saved[name]]
-    if changed:
-        name = changed[0]
+        state = init_state(model, optimizer, config.seed, abstract)
+        if config.init_from:
+            jax.tree.map(lambda leaf: leaf.delete(), state.params)  # room for those that replace them
+            state = state.replace(
+                params=initial_parameters(config.init_from, model, vocabulary, abstract.params)
+            )
+        return state, 0
+    if not checkpoint.can_resume(step):
         raise UserError(
-            f"The checkpoint in {checkpoint.workdir} was trained with model.{name} = {saved[name]} and the "
-            f"config says {model[name]}; use the old value or another --workdir."
+            f"{checkpoint.workdir} holds parameters only; give a new --workdir and "
+            f"--config.init_from={checkpoint.workdir}."
         )
+    _check_model(model, checkpoint.meta(step)["model"], checkpoint.workdir)
     state, data = checkpoint.restore(step, abstract)
     return state, data["next_step"]
+
+
+def initial_parameters(workdir: str, model: DecoderConfig, vocabulary: Vocabulary, abstract: Any) -> Any:
+    """The newest parameters of another working directory, placed and typed as `abstract` says.
+
+    UserError if they are of another model or vocabulary; a codec that `workdir` does not know is no
+    difference (an imported checkpoint knows none).
+    """
+    saved, theirs, _, step = describe_model(workdir)
+    _check_model(model, saved.to_dict(), workdir)
+    hashes = {
+        name: dataclasses.replace(entry, codec_hash=vocabulary.modalities[name].codec_hash)
+        for name, entry in theirs.modalities.items()
+        if entry.codec_hash is None and name in vocabulary.modalities
+    }
+    theirs = dataclasses.replace(theirs, modalities=theirs.modalities | hashes)
+    vocabulary.check(theirs, here="the packed data", there=f"config.init_from = {workdir}")
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        return checkpoint.restore_params(step, abstract)
+    finally:
+        checkpoint.close()
+
+
+def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str) -> None:
+    # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
+    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "loss_tile")
+    for name, value in model.to_dict().items():
+        if name not in free and value != saved[name]:
+            raise UserError(
+                f"The checkpoint in {workdir} was made with model.{name} = {saved[name]} and the config says "
+                f"{value}; use the old value or another --workdir."
+            )
 
 
 def _make_evaluation(

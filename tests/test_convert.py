@@ -1,0 +1,353 @@
+"""Weights in and out: nothing is lost, old rows stay, and a bad file is named and leaves nothing behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import random_llama
+from anygpt_tokenizers.cli import UserError
+from fake_data import FakeData
+
+from anygpt_jax import sharding, vocabulary
+from anygpt_jax.checkpoint import load_model
+from anygpt_jax.convert import export_hf, grow, import_hf, tokens
+from anygpt_jax.convert.safetensors_file import SafetensorsFile
+from anygpt_jax.convert.store import ParameterStore
+from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.text import TextTokenizer
+from anygpt_jax.training import defaults, loop
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A directory in two shards with speech codes, and what is in it."""
+    directory = tmp_path_factory.mktemp("llama") / "hf"
+    vocab = random_llama.media_vocabulary()
+    values = random_llama.write_llama(directory, vocab, random_llama.decoder_config(vocab))
+    return directory, vocab, values
+
+
+@pytest.fixture(scope="module")
+def imported(llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("imported") / "ckpt"
+    import_hf(llama[0], out)
+    return out
+
+
+def copy_of(llama, tmp_path):
+    shutil.copytree(llama[0], tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def weights_of(directory):
+    """Name → array of every safetensors file in a directory."""
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        file = SafetensorsFile(path)
+        found |= {name: file.read(name) for name in file.shapes}
+    return found
+
+
+def test_import_then_export_keeps_every_bit_name_and_token(llama, imported, tmp_path):
+    directory, vocab, values = llama
+    export_hf(imported, tmp_path / "out", shard_bytes=200_000)
+    back = weights_of(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    assert sorted(back) == sorted(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(back[name], value)
+    assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == vocab.token_strings
+    import_hf(tmp_path / "out", tmp_path / "again")
+    a, b = (load_model(path) for path in (imported, tmp_path / "again"))
+    assert a.vocabulary == b.vocabulary and a.config == b.config
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == (directory / "tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
+def test_half_precision_weights_are_read_and_written_exactly(dtype, tmp_path):
+    vocab = random_llama.media_vocabulary()
+    config = random_llama.decoder_config(vocab)
+    values = random_llama.write_llama(tmp_path / "hf", vocab, config, files=1, dtype=dtype)
+    import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "out", dtype=np.dtype(dtype).name)
+    back = weights_of(tmp_path / "out")
+    for name, value in values.items():
+        np.testing.assert_array_equal(back[name].view(np.uint16), value.view(np.uint16))
+
+
+def test_the_checkpoints_own_tokens_say_what_the_rows_are(llama, imported):
+    model = load_model(imported)
+    assert model.vocabulary == llama[1]
+    assert model.config.vocab_size == model.vocabulary.padded_size > model.vocabulary.size
+    assert not np.asarray(model.params["embedding"][model.vocabulary.size :]).any()
+
+
+def test_published_token_files_give_the_published_layouts(tmp_path):
+    for name, rows in [("chat", 53_520), ("base", 53_516)]:
+        layout = vocabulary.published(name)
+        (tmp_path / "added_tokens.json").write_text(json.dumps(layout.token_strings))
+        text = random_llama.tokenizer()
+        text.size = 32_000  # the ids alone are looked at
+        found = tokens.vocabulary_of(str(tmp_path), text)
+        assert found.size == rows
+        assert found.token_strings == layout.token_strings
+
+
+@pytest.mark.parametrize("ways", [1, 2, 4, 8])
+def test_the_last_real_row_survives_on_every_tensor_mesh(llama, imported, ways):
+    _, vocab, values = llama
+    # Two key/value heads are whole on two devices at most; the vocabulary's rows are what is divided here.
+    rules = (("vocab", "tensor"), ("mlp", "tensor"))
+    mesh = sharding.make_mesh({"tensor": ways}, jax.devices()[:ways])
+    model = load_model(imported, mesh=mesh, rules=rules)
+    rows = model.params["embedding"].sharding.shard_shape(model.params["embedding"].shape)[0]
+    assert rows == vocab.padded_size // ways
+    last = vocab.size - 1
+    table, head = values["model.embed_tokens.weight"], values["lm_head.weight"]
+    np.testing.assert_array_equal(model.params["embedding"][last], table[last])
+    np.testing.assert_array_equal(model.params["unembedding"][:, last], head[last])
+    decoder = Decoder(model.config)
+
+    @jax.jit
+    def logits(params, ids):
+        hidden, _ = decoder.apply({"params": params}, ids)
+        return decoder.apply({"params": params}, hidden, method="logits")
+
+    with sharding.sharding_context(mesh, rules):
+        out = np.asarray(logits(model.params, np.full((1, 2), last, np.int32)))
+    assert np.isfinite(out[..., last]).all() and (out[..., last + 1 :] < -1e29).all()
+
+
+# ------------------------------------------------------------------------------------------------ grow
+
+
+def test_growing_copies_old_rows_and_draws_new_ones(llama, imported, tmp_path):
+    _, vocab, values = llama
+    music = vocabulary.make_modality("music", 4, 64, frame_rate=50.0, sample_rate=32000, max_frames=9)
+    larger = vocab.extend([music, "<eom>"])
+    larger.save(tmp_path / "vocabulary.json")
+    for src, out in [(imported, "from_ours"), (llama[0], "from_theirs")]:
+        config = grow(src, str(tmp_path), tmp_path / out, seed=3)
+        assert (config.num_real_rows, config.vocab_size) == (larger.size, larger.padded_size)
+    a, b = (load_model(tmp_path / out) for out in ("from_ours", "from_theirs"))
+    assert a.vocabulary == larger
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    tables = np.asarray(a.params["embedding"]), np.asarray(a.params["unembedding"]).T
+    for table, name in zip(tables, ["model.embed_tokens.weight", "lm_head.weight"], strict=True):
+        np.testing.assert_array_equal(table[: vocab.size], values[name])
+        new = table[vocab.size : larger.size]
+        assert new.std() == pytest.approx(0.02, rel=0.02) and abs(new.mean()) < 1e-3
+        assert not table[larger.size :].any()
+    assert (tables[0][vocab.size :] != tables[1][vocab.size :]).any()
+    old = load_model(imported).params["layers"]
+    jax.tree.map(np.testing.assert_array_equal, a.params["layers"], old)
+
+
+def test_a_vocabulary_that_renames_a_row_cannot_be_grown_into(imported, tmp_path):
+    other = random_llama.media_vocabulary(control_first=3)
+    other.extend(["<eom>"]).save(tmp_path / "vocabulary.json")
+    with pytest.raises(UserError, match=r"'<eos>' in .* rows are only appended"):
+        grow(imported, str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+class TextData(FakeData):
+    """FakeData over the imported vocabulary, whose speech codes now have a codec."""
+
+    def __init__(self, vocab):
+        super().__init__(batch_size=4)
+        self.vocabulary, self.directions = vocab, vocab.directions()
+        self.text_tokenizer = TextTokenizer("shipped:smallworld")
+
+    def batch(self, step):
+        batch = super().batch(step)
+        return batch | {"directions": np.zeros_like(batch["directions"])}
+
+
+def run_config(init_from):
+    config = defaults.get_config()
+    config.model.update(preset="dummy", embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=96)
+    config.steps, config.log_every, config.data.batch_size, config.mesh.data = 2, 1, 4, 1
+    config.optimizer.learning_rate = 1e-9
+    config.peak_flops = 1e12
+    config.init_from = str(init_from)
+    return config
+
+
+def test_training_starts_from_imported_parameters_and_resumes_its_own(imported, tmp_path):
+    model = load_model(imported)
+    data = TextData(model.vocabulary)
+    loop.train(run_config(imported), str(tmp_path / "run"), data, jax.devices()[:1])
+    trained = load_model(tmp_path / "run")
+    assert trained.step == 2
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, trained.params, model.params)
+    loop.train(run_config(tmp_path / "gone"), str(tmp_path / "run"), data, jax.devices()[:1])
+    config = run_config(imported)
+    config.model.hidden_dim = 128
+    with pytest.raises(UserError, match=r"model.hidden_dim = 96"):
+        loop.train(config, str(tmp_path / "other"), data, jax.devices()[:1])
+
+
+def test_an_imported_directory_is_no_run_to_continue(imported, tmp_path):
+    shutil.copytree(imported, tmp_path / "ckpt")
+    data = TextData(load_model(imported).vocabulary)
+    with pytest.raises(UserError, match="holds parameters only"):
+        loop.train(run_config(""), str(tmp_path / "ckpt"), data, jax.devices()[:1])
+
+
+# ------------------------------------------------------------------------------------------------ bad files
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def truncate(directory):
+    for path in directory.glob("*.safetensors"):
+        file = SafetensorsFile(path)
+        if "model.layers.1.mlp.up_proj.weight" in file.shapes:
+            last = list(file.shapes)[-1]
+            os.truncate(path, path.stat().st_size - 8)
+            return f"cut off inside tensor {last}"
+    raise AssertionError
+
+
+def edit_header(change):
+    def edit(directory):
+        for path in directory.glob("*.safetensors"):
+            raw = path.read_bytes()
+            length = int.from_bytes(raw[:8], "little")
+            header = json.loads(raw[8 : 8 + length])
+            if DOWN in header:
+                message = change(header)
+                text = json.dumps(header).encode()
+                path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+                return message
+        raise AssertionError
+
+    return edit
+
+
+def mislabel(header):
+    header[DOWN]["dtype"] = "F16"
+    return f"tensor {DOWN} has .* bytes, but F16"
+
+
+def reshape(header):
+    header[DOWN]["shape"] = header[DOWN]["shape"][::-1]
+    return f"tensor {DOWN} has shape"
+
+
+def remove(header):
+    del header[DOWN]
+    return f"the index says that .* holds {DOWN}, and it does not"
+
+
+def add_bias(directory):
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.layers.0.self_attn.q_proj.bias"] = next(iter(index["weight_map"].values()))
+    path.write_text(json.dumps(index))
+    return "q_proj.bias has no place"
+
+
+def no_file(directory):
+    next(directory.glob("*.safetensors")).unlink()
+    return "which holds .*, is missing"
+
+
+def not_finite(directory):
+    path = sorted(directory.glob("*.safetensors"))[0]
+    raw = bytearray(path.read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    path.write_bytes(raw)
+    return f"tensor {list(SafetensorsFile(path).shapes)[-1]} holds values that are not finite"
+
+
+def not_safetensors(directory):
+    sorted(directory.glob("*.safetensors"))[0].write_bytes(b"PK\x03\x04" + b"x" * 100)
+    return "is no safetensors file"
+
+
+def swap_tokens(directory):
+    path = directory / "added_tokens.json"
+    added = json.loads(path.read_text())
+    one, two = "<\U0001f5e3\ufe0f7>", "<\U0001f5e3\ufe0f8>"
+    added[one], added[two] = added[two], added[one]
+    path.write_text(json.dumps(added))
+    return f"should be '{one}' of the speech codes, and the files say '{two}'"
+
+
+def fewer_rows(directory):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 500}))
+    return "counts 500 vocabulary rows"
+
+
+def scaled_rope(directory):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": {"type": "linear"}}))
+    return "rotary scaling 'linear'"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        edit_header(mislabel),
+        edit_header(reshape),
+        edit_header(remove),
+        add_bias,
+        no_file,
+        not_finite,
+        not_safetensors,
+        swap_tokens,
+        fewer_rows,
+        scaled_rope,
+    ],
+)
+def test_a_bad_file_is_named_and_nothing_is_left_behind(llama, tmp_path, damage):
+    directory = copy_of(llama, tmp_path)
+    message = damage(directory)
+    with pytest.raises(UserError, match=message) as caught:
+        import_hf(directory, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_what_exists_is_never_overwritten(llama, imported):
+    with pytest.raises(UserError, match="exists already"):
+        import_hf(llama[0], imported)
+    assert load_model(imported).step == 0
+
+
+def test_the_command_imports_and_exports(llama, tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "anygpt_jax.convert", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+
+    done = run("import-hf", f"--src={llama[0]}", f"--out={tmp_path / 'ckpt'}", "--param_dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert "2 layers" in done.stdout
+    assert ParameterStore(tmp_path / "ckpt", 0)["embedding"].dtype.name == "bfloat16"
+    wrong = run("export-hf", "--src=x")
+    assert wrong.returncode == 2 and wrong.stderr.strip().splitlines()[-1].startswith(
+        "error: export-hf needs"
+    )
+    wrong = run("import")
+    assert wrong.returncode == 2 and "choose import-hf" in wrong.stderr
