@@ -95,7 +95,7 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_p
 
     for change, words in [
         (lost, [importers.canonical_key(key), "missing"]),
-        (half, [first, "only"]),
+        (half, ["encoder.layers.0.conv.weight_g", "only"]),
         (extra, ["quantizer.project_in.weight", "not known", "projected"]),
         (wider, [key, "(3,)", "(2,)"]),
         (unfilled, ["inited", "never filled"]),

@@ -176,7 +176,7 @@ def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
         for key in keys:
             if key not in arrays:
                 raise UserError(
-                    f"{place}: the key {key!r} (as transformers spells it) is missing, but the config has it."
+                    f"{place}: the key {key!r} (in transformers' spelling) is missing; its config has it."
                 )
             wanted = back(leaf.shape)
             if arrays[key].shape != wanted:
