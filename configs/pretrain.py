@@ -2,6 +2,7 @@
 
 configs/pretrain.py         81,000 steps of 480 rows
 configs/pretrain.py:stage2  4,000 more on selected data
+configs/pretrain.py:v5e-64  the first on a TPU slice; the sizes that fit it are in SLICES
 """
 
 from ml_collections import config_dict
@@ -17,9 +18,20 @@ MIXTURE = {
     "music": 0.25,  # YouTube-Music-1M, MusicGen-Synthesis
 }
 
+# What changes on a slice: checked with `python -m anygpt_jax.compile_check` on the topology in the comment.
+SLICES = {
+    "v5e-64": {  # v5e:8x8, one row of 4,096 tokens per chip
+        "data.batch_size": 64,
+        "pack.seq_len": 4096,
+        "mesh.data": 1,
+        "mesh.fsdp": 64,
+        "model.remat_policy": "full",
+    },
+}
+
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """`argument`: "" or "stage2"."""
+    """`argument`: "", "stage2" or a name of SLICES."""
     config = defaults.get_config()
     # The published layout without the chat model's four rows. LLaMA's tokenizer.model is the user's to give:
     # --config.vocabulary.text_model=PATH. Its codes come from the published codecs, already tokenised.
@@ -32,6 +44,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.log_every = 10
     config.checkpoint.every = 1000
     config.data.batch_size = 480
+    config.pack.seq_len = 4608
     config.data.mixture = MIXTURE
 
     # Table 8. The paper says Adam; the code's AdamW has no weight decay, so they are the same.
@@ -47,6 +60,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.mesh = {"data": -1, "fsdp": 32, "tensor": 1}
     if argument == "stage2":
         config.steps = 4_000
+    elif argument in SLICES:
+        config.update_from_flattened_dict(SLICES[argument])
     elif argument:
-        raise ValueError("choose nothing or 'stage2'")
+        raise ValueError(f"choose nothing, 'stage2' or one of {', '.join(SLICES)}")
     return config

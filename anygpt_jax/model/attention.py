@@ -1,14 +1,19 @@
-"""Rotary positions, segment-aware causal masks, and attention written out.
+"""Rotary positions, segment-aware causal masks, and attention: written out, and by a kernel per accelerator.
 
 Einsum letters: B batch, T query positions, S key slots, K key/value heads, G query heads per key/value head,
 H head_dim.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from anygpt_jax.model import splash
+from anygpt_jax.model.config import DecoderConfig
 
 # Finite, so that a row of masked scores still has a softmax.
 MASKED = -1e30
@@ -55,6 +60,50 @@ def mask_bias(query_segments: jax.Array, key_segments: jax.Array, first_slot: ja
     causal = jnp.arange(key_segments.shape[1]) <= query_slots[:, None]
     visible = causal & (query_segments[:, :, None] == key_segments[:, None, :])
     return jnp.where(visible, 0.0, MASKED)
+
+
+def for_mesh(config: DecoderConfig, mesh: Mesh, length: int) -> DecoderConfig:
+    """The config with attention "auto" settled: the back end of the mesh's devices for rows of `length`."""
+    platform = mesh.devices.flat[0].platform
+    chosen = "einsum"
+    if platform == "tpu" and splash.takes(config.head_dim, length):
+        chosen = "splash"
+    elif platform in ("gpu", "cuda") and config.dtype in ("bfloat16", "float16"):
+        chosen = "cudnn"
+    return dataclasses.replace(config, attention=chosen) if config.attention == "auto" else config
+
+
+def self_mask(segment_ids: jax.Array, backend: str) -> jax.Array:
+    """What a back end of `self_attend` needs of segment ids [B, T]: them, or the bias made of them."""
+    return mask_bias(segment_ids, segment_ids, 0) if backend in ("auto", "einsum") else segment_ids
+
+
+def self_attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, backend: str, blocks: int = 1
+) -> jax.Array:
+    """Causal softmax attention within segments, queries and keys at the same T positions.
+
+    Args:
+      query: [B, T, K·G, H]; key, value: [B, T, K, H]. mask: of `self_mask` for the same back end.
+      backend: see DecoderConfig.attention. blocks: of `attend`, which is what einsum means.
+    Returns:
+      [B, T, K·G, H].
+    """
+    if backend == "splash":
+        return splash.attend(query, key, value, mask)
+    if backend == "cudnn":
+        return library_attend(query, key, value, mask, "cudnn")
+    return attend(query, key, value, mask, blocks)
+
+
+def library_attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, implementation: str
+) -> jax.Array:
+    """`self_attend` by jax.nn.dot_product_attention; `implementation` is cudnn (half precision) or xla."""
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [B, 1, T, T]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=same, is_causal=True, implementation=implementation
+    )
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, blocks: int = 1) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 
 REMAT_POLICIES = ("none", "full", "dots", "projections")
+ATTENTION_BACKENDS = ("auto", "einsum", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class DecoderConfig:
       scan_unroll: layers per iteration of the scan over layers; num_layers removes the loop (fast for a
         tiny model on a CPU), 1 keeps the program small (a deep model).
       attention_blocks: query blocks of causal attention (attention.attend); used where it divides the length.
+      attention: who computes attention without a cache, one of ATTENTION_BACKENDS. "auto" is settled for the
+        mesh by `attention.for_mesh`; where nobody did, it is einsum.
       loss_tile: positions per row whose logits exist at one time in the loss.
     """
 
@@ -38,6 +41,7 @@ class DecoderConfig:
     remat_policy: str = "none"
     scan_unroll: int = 1
     attention_blocks: int = 1
+    attention: str = "auto"
     loss_tile: int = 128
 
     def __post_init__(self):
@@ -49,6 +53,8 @@ class DecoderConfig:
             raise ValueError(f"{self.num_real_rows} real rows do not fit a table of {self.vocab_size} rows")
         if self.remat_policy not in REMAT_POLICIES:
             raise ValueError(f"remat_policy {self.remat_policy!r} is none of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in ATTENTION_BACKENDS:
+            raise ValueError(f"attention {self.attention!r} is none of {', '.join(ATTENTION_BACKENDS)}")
         if self.num_layers % self.scan_unroll:
             raise ValueError(f"scan_unroll {self.scan_unroll} does not divide num_layers {self.num_layers}")
 

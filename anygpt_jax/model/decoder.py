@@ -6,6 +6,7 @@ F hidden_dim, V vocab_size, S cache slots.
 Every parameter and activation carries logical axis names; a config's rules map them to a mesh.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -112,7 +113,7 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, keys_and_values, layer, slot, rope, bias):
+    def __call__(self, x, keys_and_values, layer, slot, rope, mask):
         c = self.config
 
         def heads(name: str, count: int, axis: str) -> jax.Array:
@@ -131,8 +132,11 @@ class Attention(nn.Module):
                 for stored, new in zip(keys_and_values, (key, value), strict=True)
             )
             key, value = (stored[layer] for stored in keys_and_values)
-        blocks = c.attention_blocks if keys_and_values is None and x.shape[1] % c.attention_blocks == 0 else 1
-        mixed = attention.attend(query, key, value, bias, blocks)  # [B, T, N, H]
+        if keys_and_values is None:
+            blocks = c.attention_blocks if x.shape[1] % c.attention_blocks == 0 else 1
+            mixed = attention.self_attend(query, key, value, mask, c.attention, blocks)  # [B, T, N, H]
+        else:
+            mixed = attention.attend(query, key, value, mask)
         inputs, axes = (c.num_heads, c.head_dim), ("heads", "head_dim", "embed")
         out = Projection(c, inputs, (c.embed_dim,), axes, c.residual_scale(math.prod(inputs)), name="output")(
             mixed
@@ -162,11 +166,11 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, carry, layer, slot, rope, bias):
+    def __call__(self, carry, layer, slot, rope, mask):
         x, keys_and_values = carry  # [B, T, D]
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         mixed, keys_and_values = Attention(self.config, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, bias
+            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, mask
         )
         x = x + mixed
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -239,9 +243,12 @@ class Decoder(nn.Module):
             key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
             keys_and_values = (cache.keys, cache.values)
         rope = attention.rope_tables(positions, key_segments.shape[1], c.head_dim, c.rope_theta)
-        bias = attention.mask_bias(segment_ids, key_segments, slot)
+        if cache is None:
+            mask = attention.self_mask(segment_ids, c.attention)
+        else:
+            mask = attention.mask_bias(segment_ids, key_segments, slot)
         (x, keys_and_values), _ = self.layers(
-            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, bias
+            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, mask
         )
         if cache is not None:
             # A row that is all padding so far has still seen no position.
@@ -265,4 +272,5 @@ def init_params(config: DecoderConfig, seed: int) -> Any:
 
 def init_boxed_params(config: DecoderConfig, seed: int) -> Any:
     """The same with each leaf boxed beside its logical axis names."""
+    config = dataclasses.replace(config, attention="einsum")  # the kernels do not take one position
     return Decoder(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from anygpt_jax import distributed, integrity, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_companions
 from anygpt_jax.data.pipeline import PackedData
+from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import metrics_log
 from anygpt_jax.training.optimizer import make_optimizer
@@ -81,8 +82,9 @@ def train(
 
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
+    settled = attention.for_mesh(model, mesh, data.seq_len)
     train_step = compile_train_step(
-        model,
+        settled,
         optimizer,
         learning_rate,
         objective,
@@ -92,7 +94,7 @@ def train(
         shape,
         config.optimizer.accumulation,
     )
-    evaluate = _make_evaluation(config, model, objective, vocabulary, mesh)
+    evaluate = _make_evaluation(config, settled, objective, vocabulary, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
     rate = metrics_log.Rate(
         model.train_flops_per_token(data.seq_len) * math.prod(shape), peak and peak * mesh.size
@@ -243,7 +245,7 @@ def initial_parameters(workdir: str, model: DecoderConfig, vocabulary: Vocabular
 
 def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str) -> None:
     # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
-    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "loss_tile")
+    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "attention", "loss_tile")
     for name, value in model.to_dict().items():
         if name not in free and value != saved[name]:
             raise UserError(

@@ -1,0 +1,113 @@
+"""Reads what XLA:TPU writes about a compiled program: its own cycle estimates, its loops, its arrays.
+
+The text is `compiled.as_text()`. XLA:TPU notes `estimated_cycles` on every instruction that it costed; a
+loop's body counts once per trip. Pallas kernels have no estimate, and collectives only that of their start.
+"""
+
+import collections
+import dataclasses
+import re
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
+_BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]+)"')
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one run of the program on one device.
+
+    Attributes:
+      cycles: XLA's estimates, added up. by_operation: the same by the JAX operation that asked for it.
+      kernels: launches of Pallas kernels.
+      collectives: kind → [launches, bytes of results].
+      arrays: array type such as "bf16[64,4096]" → its bytes, of results of the entry and of loop bodies.
+    """
+
+    cycles: int = 0
+    kernels: int = 0
+    by_operation: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    collectives: dict[str, list] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def cost_of(text: str) -> Cost:
+    """The cost of a program's text; ValueError if it has no entry."""
+    computations, entry = _parse(text)
+    if entry is None:
+        raise ValueError("the text has no ENTRY computation")
+    cost = Cost()
+    _add(cost, computations, entry, 1)
+    return cost
+
+
+def _parse(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str | None]:
+    """Computation → its instructions (result type, opcode, rest of the line), and the entry's name."""
+    computations: dict[str, list[tuple[str, str, str]]] = {}
+    entry, body = None, None
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            body = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif body is not None and (instruction := _INSTRUCTION.match(line)):
+            body.append(instruction.groups()[1:])
+    return computations, entry
+
+
+def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
+    for result, opcode, rest in computations.get(name, ()):
+        if opcode == "while":
+            condition = re.search(r"condition=%([\w.\-]+)", rest)[1]
+            body = re.search(r"body=%([\w.\-]+)", rest)[1]
+            _add(cost, computations, body, times * _trips(computations, condition))
+            continue
+        if opcode in ("call", "conditional", "async-start"):
+            for callee in re.findall(r"(?:to_apply=|calls=|branch_computations=\{)%([\w.\-]+)", rest):
+                _add(cost, computations, callee, times)
+        kind = next((kind for kind in _COLLECTIVES if opcode.startswith(kind)), None)
+        if kind and not opcode.endswith("-done"):
+            entry = cost.collectives.setdefault(kind, [0, 0])
+            entry[0] += times
+            entry[1] += times * sum(_arrays(result).values())
+        if opcode == "custom-call" and "tpu_custom_call" in rest:
+            cost.kernels += times
+        if opcode not in ("parameter", "tuple", "get-tuple-element"):
+            cost.arrays |= _arrays(result)
+        if estimate := _CYCLES.search(rest):
+            cycles = int(estimate[1]) * times
+            label = _OP_NAME.search(rest)
+            cost.cycles += cycles
+            cost.by_operation[re.sub(r"\d+", "", label[1])[-80:] if label else opcode] += cycles
+
+
+def _trips(computations: dict, condition: str) -> int:
+    """A loop's trip count: the largest integer constant that its condition, or what that calls, holds."""
+    seen, pending, trips = set(), [condition], 1
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for result, opcode, rest in computations.get(name, ()):
+            value = re.match(r"(\d+)\)", rest)
+            if opcode == "constant" and value and result.startswith(("s32", "u32", "s64", "u64")):
+                trips = max(trips, int(value[1]))
+            pending += re.findall(r"calls=%([\w.\-]+)", rest)
+    return trips
+
+
+def _arrays(result: str) -> dict[str, int]:
+    """Array types in a result type, with their bytes (without the padding of the chip's tiles)."""
+    found = {}
+    for dtype, sizes in _ARRAY.findall(result):
+        if dtype in _BITS:
+            count = 1
+            for size in sizes.split(","):
+                count *= int(size) if size else 1
+            found[f"{dtype}[{sizes}]"] = count * _BITS[dtype] // 8
+    return found
