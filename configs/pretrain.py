@@ -44,7 +44,6 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.log_every = 10
     config.checkpoint.every = 1000
     config.data.batch_size = 480
-    config.pack.seq_len = 4608
     config.data.mixture = MIXTURE
 
     # Table 8. The paper says Adam; the code's AdamW has no weight decay, so they are the same.
