@@ -129,13 +129,13 @@ class Codec:
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
         """Reads what `save_pretrained` wrote; the hash is the same again."""
-        config, params = _read_directory(Path(directory))
+        config, params = read_directory(Path(directory))
         return cls(config, params)
 
 
 def load_codec(directory: str | os.PathLike) -> Codec:
     """Loads the codec of a directory with config.json and weights.safetensors, whatever its type."""
-    config, params = _read_directory(Path(directory))
+    config, params = read_directory(Path(directory))
     if config.get("type") not in CODEC_CLASSES:
         raise UserError(
             f"{directory}: unknown codec type {config.get('type')!r}; known: {', '.join(CODEC_CLASSES)}."
@@ -166,7 +166,8 @@ def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, 
     return np.concatenate(outputs)
 
 
-def _read_directory(directory: Path) -> tuple[dict, dict]:
+def read_directory(directory: Path) -> tuple[dict, dict]:
+    """(config, parameters) of a directory with config.json and weights.safetensors."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise UserError(f"{directory} is not a codec: it has no {name}.")

@@ -349,15 +349,22 @@ def _write(
         **dataclasses.asdict(spec),
     }
     codec = kind(config, params)
+    write_new_directory(out, codec.save_pretrained)
+    return codec
+
+
+def write_new_directory(out: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` fill a directory and names it `out` then: `out` is there complete, or not at all."""
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new directory.")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        codec.save_pretrained(partial)
+        write(partial)
         partial.chmod(0o755)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return codec
 
 
 def _read_json(path: str | os.PathLike) -> dict:

@@ -62,7 +62,8 @@ class PublishedCodec(Codec):
     @functools.cached_property
     def weights(self) -> dict:
         """The parameters on the devices."""
-        return jax.device_put(self.params, self._sharding())
+        with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
+            return jax.device_put(self.params, self._sharding())
 
     def encode(
         self,

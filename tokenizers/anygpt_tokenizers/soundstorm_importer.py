@@ -1,0 +1,138 @@
+"""A published SoundStorm checkpoint -> a directory that `SoundStorm.from_pretrained` reads."""
+
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.importers import State, read_state, write_new_directory
+from anygpt_tokenizers.soundstorm import SoundStorm
+from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
+
+# Our names inside a block -> the original's. Kernels are transposed, [out, in, kernel] there.
+BLOCK_KEYS = {
+    **{
+        f"ff_{ours}_{part}": f"ff{theirs}.fn.{name}"
+        for ours, theirs in (("in", 1), ("out", 2))
+        for part, name in (("norm", "norm"), ("up", "fn.net.0"), ("down", "fn.net.3"))
+    },
+    "attention_norm": "attn.norm",
+    "query": "attn.fn.to_q",
+    "key_value": "attn.fn.to_kv",
+    "attention_out": "attn.fn.to_out",
+    "conv_norm": "conv.net1.0",
+    "conv_in": "conv.net1.2",
+    "conv": "conv.ds_conv.conv",
+    "conv_out": "conv.net2.2",
+    "norm": "post_norm",
+}
+OTHER_KEYS = {
+    "code_embedding": "net.code_embeds.weight",
+    "semantic_embedding": "semantic_token_emb.weight",
+    "heads": "net.heads.0",
+    "logits_norm": "net.to_logits.0",
+    "logits_kernel": "net.to_logits.2.weight",
+    "logits_bias": "net.to_logits.2.bias",
+}
+# The convolution module's parts in the first port, of which the published USLM file is made.
+OLDER_NAMES = {"0": "net1.0", "2": "net1.2", "4.conv": "ds_conv.conv", "6": "net2.1", "7": "net2.2"}
+OLDER = re.compile(r"(\.conv)\.net\.(0|2|4\.conv|6|7)\.")
+
+
+def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: int = 8) -> SoundStorm:
+    """Writes a SoundStorm checkpoint to the new directory `out`, and returns the model.
+
+    Args:
+      ckpt: the state dict of AnyGPT's SoundStorm (or of the port it comes from), torch's or safetensors.
+      out: must not exist yet.
+      heads: of the attention, the only size that the arrays don't show.
+    """
+    place, arrays, original = os.fspath(ckpt), {}, {}
+    for key, value in read_state(Path(ckpt)).items():
+        canonical = OLDER.sub(lambda found: f"{found[1]}.{OLDER_NAMES[found[2]]}.", key)
+        arrays[canonical], original[canonical] = value, key
+    spec = spec_of(arrays, heads, place)
+    module = SoundStormNet(spec)
+    example = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2, spec.levels), (1, 2))]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *example, jnp.ones((1, 2), bool))["params"]
+    params, used = {}, set()
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
+        parts = []
+        for key in _keys(path, spec):
+            if key not in arrays:
+                raise UserError(f"{place}: the key {key!r} is missing.")
+            shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
+            part = _oriented(arrays[key], path, shape)
+            if part.shape != shape:
+                raise UserError(
+                    f"{place}: {original[key]!r} has the shape {arrays[key].shape}, unlike the others."
+                )
+            parts.append(part.astype(np.float32))
+            used.add(key)
+        params[path] = np.stack(parts) if path[0] == "blocks" else parts[0]
+    unknown = sorted(set(arrays) - used)
+    if unknown:
+        raise UserError(f"{place}: the key {original[unknown[0]]!r} is not known.")
+    model = SoundStorm(spec, traverse_util.unflatten_dict(params))
+    write_new_directory(Path(out), model.save_pretrained)
+    return model
+
+
+def spec_of(arrays: State, heads: int, place: str) -> SoundStormSpec:
+    """The sizes that a checkpoint's arrays have; UserError names an array that is needed and missing."""
+    first = "net.conformer.layers.0."
+    wanted = {
+        "logits": "net.to_logits.2.weight",
+        "semantic": "semantic_token_emb.weight",
+        "query": f"{first}attn.fn.to_q.weight",
+        "up": f"{first}ff1.fn.fn.net.0.weight",
+        "conv": f"{first}conv.ds_conv.conv.weight",
+    }
+    for key in wanted.values():
+        if key not in arrays:
+            raise UserError(f"{place}: the key {key!r} is missing, so this is no SoundStorm.")
+    shape = {name: arrays[key].shape for name, key in wanted.items()}
+    levels, dim, size = shape["logits"]
+    inner = shape["query"][0]
+    if inner % heads:
+        raise UserError(f"{place}: attention of width {inner} can't have {heads} heads.")
+    depth = 1 + max(int(key.split(".")[3]) for key in arrays if key.startswith("net.conformer.layers."))
+    return SoundStormSpec(
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        head_dim=inner // heads,
+        ff_mult=shape["up"][0] // dim,
+        conv_expansion=shape["conv"][0] // dim,
+        conv_kernel=shape["conv"][2],
+        levels=levels,
+        codebook_size=size,
+        semantic_size=shape["semantic"][0],
+    )
+
+
+def _keys(path: tuple[str, ...], spec: SoundStormSpec) -> list[str]:
+    """The original's keys of one parameter: one, or one per block."""
+    if path[0] != "blocks":
+        return [OTHER_KEYS[path[0]] + (f".{_leaf(path)}" if len(path) > 1 else "")]
+    inner = "conv.net2.1.gamma" if path[1] == "conv_scale" else f"{BLOCK_KEYS[path[1]]}.{_leaf(path)}"
+    return [f"net.conformer.layers.{layer}.{inner}" for layer in range(spec.depth)]
+
+
+def _leaf(path: tuple[str, ...]) -> str:
+    return "bias" if path[-1] == "bias" else "weight"
+
+
+def _oriented(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """An original array in our order of axes."""
+    if path[-1] == "kernel":
+        array = array.transpose()  # of a convolution of kernel 1, [1, in, out] is left
+        return array[0] if array.ndim > len(shape) else array
+    if path[-1] in ("conv_scale", "logits_bias"):
+        return array.reshape(shape) if array.size == np.prod(shape) else array
+    return array
