@@ -4,9 +4,11 @@ import math
 import time
 from typing import Any
 
+from jax.sharding import Mesh
+
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.compilation import hlo
-from anygpt_jax.compilation.slices import chip_of, devices_of
+from anygpt_jax.compilation.slices import Chip, chip_of, devices_of
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import loop
@@ -30,41 +32,16 @@ def check_train_step(config: Any, topology: str) -> tuple[dict[str, Any], str]:
     Returns:
       A report (plain JSON values, sizes in bytes per device) and the compiled program's text.
     """
-    chip, devices = chip_of(topology), devices_of(topology)
-    vocab = vocabulary.published(config.vocabulary.published or "base")
-    mesh = sharding.make_mesh(config.mesh, devices)
-    rows, length = config.data.batch_size, config.pack.seq_len
-    model = attention.for_mesh(loop.model_config(config.model, vocab), mesh, length)
-    sharding.check_divisible(model, mesh, rows, config.optimizer.accumulation)
-    objective = Objective.from_config(config, vocab)
-    optimizer, rate = make_optimizer(config.optimizer, config.steps)
-    abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
+    chip = chip_of(topology)
     start = time.perf_counter()
-    compiled = compile_train_step(
-        model,
-        optimizer,
-        rate,
-        objective,
-        mesh,
-        config.rules,
-        abstract,
-        (rows, length),
-        config.optimizer.accumulation,
-    )
+    compiled, model, mesh = _compile(config, topology)
     seconds = time.perf_counter() - start
+    rows, length = config.data.batch_size, config.pack.seq_len
     text = compiled.as_text()
-    cost, memory = hlo.cost_of(text), compiled.memory_analysis()
-    total = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
-    limit = round(chip.memory * (1 - _RESERVED))
+    cost = hlo.cost_of(text)
     flops = model.train_flops_per_token(length) * rows * length / mesh.size
-    kernel_seconds = (
-        _kernel_flops(model, rows, length, cost.kernels) / mesh.size / chip.peak_flops / KERNEL_EFFICIENCY
-    )
+    kernel_flops = _kernel_flops(model, rows, length, cost.kernels) / mesh.size
+    kernel_seconds = kernel_flops / chip.peak_flops / KERNEL_EFFICIENCY
     step_seconds = cost.cycles / chip.clock + kernel_seconds
     report = {
         "topology": topology,
@@ -74,13 +51,7 @@ def check_train_step(config: Any, topology: str) -> tuple[dict[str, Any], str]:
         "tokens_per_row": length,
         "attention": model.attention,
         "remat_policy": model.remat_policy,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "temp_bytes": memory.temp_size_in_bytes,
-        "aliased_bytes": memory.alias_size_in_bytes,
-        "total_bytes": total,
-        "limit_bytes": limit,
-        "fits": total <= limit,
+        **_memory(compiled.memory_analysis(), chip),
         "largest_arrays": dict(sorted(cost.arrays.items(), key=lambda item: -item[1])[:10]),
         "model_flops": flops,
         "cycles": cost.cycles,
@@ -98,6 +69,38 @@ def check_train_step(config: Any, topology: str) -> tuple[dict[str, Any], str]:
     return report, text
 
 
+def _compile(config: Any, topology: str) -> tuple[Any, DecoderConfig, Mesh]:
+    """The compiled step, as training/loop.py makes it."""
+    vocab = vocabulary.published(config.vocabulary.published or "base")
+    mesh = sharding.make_mesh(config.mesh, devices_of(topology))
+    shape, accumulation = (config.data.batch_size, config.pack.seq_len), config.optimizer.accumulation
+    model = attention.for_mesh(loop.model_config(config.model, vocab), mesh, shape[1])
+    sharding.check_divisible(model, mesh, shape[0], accumulation)
+    objective = Objective.from_config(config, vocab)
+    optimizer, rate = make_optimizer(config.optimizer, config.steps)
+    abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
+    compiled = compile_train_step(
+        model, optimizer, rate, objective, mesh, config.rules, abstract, shape, accumulation
+    )
+    return compiled, model, mesh
+
+
+def _memory(memory: Any, chip: Chip) -> dict[str, Any]:
+    """Bytes of a device, and whether they fit the chip."""
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    limit = round(chip.memory * (1 - _RESERVED))
+    return {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "aliased_bytes": memory.alias_size_in_bytes,
+        "total_bytes": total,
+        "limit_bytes": limit,
+        "fits": total <= limit,
+    }
+
+
 def _kernel_flops(model: DecoderConfig, rows: int, length: int, launches: int) -> float:
     """FLOPs of all attention kernels of a step: a forward launch has 2 products, dq 3, dk and dv 4.
 
@@ -110,7 +113,7 @@ def _kernel_flops(model: DecoderConfig, rows: int, length: int, launches: int) -
     return model.num_layers * product * (2 * (1 + again) + 3 + 4)
 
 
-def _advice(model: DecoderConfig, mesh: Any, rows: int, accumulation: int, report: dict[str, Any]) -> str:
+def _advice(model: DecoderConfig, mesh: Mesh, rows: int, accumulation: int, report: dict[str, Any]) -> str:
     """The knob to turn first."""
     per_device = math.ceil(rows / sharding.batch_shards(mesh) / accumulation)
     if report["argument_bytes"] > report["limit_bytes"] / 2 and mesh.shape["data"] > 1:
