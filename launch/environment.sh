@@ -22,13 +22,21 @@ setup_environment() {
     source .venv/bin/activate
   fi
   # The stamp names what is installed, so that a second run starts at once.
-  stamp="$(python -c 'import sys; print(sys.prefix)')/.anygpt_jax-$(cat setup.py constraints.txt | cksum | cut -d' ' -f1)-${extras:-base}"
+  stamp="$(python -c 'import sys; print(sys.prefix)')/.anygpt_jax-$(cat setup.py constraints.txt launch/parity.txt | cksum | cut -d' ' -f1)-${extras:-base}"
   if [ ! -f "$stamp" ]; then
     echo "== installing anygpt_jax${extras:+[$extras]} (about a minute)"
     python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}" || {
       echo "error: the installation failed; the lines above say why." >&2
       return 2
     }
+    case "$extras" in
+      *parity*)
+        python -m pip install --quiet --disable-pip-version-check --no-deps -r launch/parity.txt || {
+          echo "error: the originals of launch/parity.txt could not be installed; the lines above say why." >&2
+          return 2
+        }
+        ;;
+    esac
     touch "$stamp"
   fi
 }

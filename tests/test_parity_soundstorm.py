@@ -61,4 +61,7 @@ def test_the_network_is_the_packages(monkeypatch, tmp_path):
         valid = jnp.ones(semantic.shape, bool)
         logits = model.net.apply({"params": model.params}, codes, semantic, valid)
         assert expected.std() > 0.5
-        np.testing.assert_allclose(logits.reshape(expected.shape), expected, atol=1e-5, rtol=0)
+        difference = np.asarray(logits).reshape(expected.shape) - expected
+        # In units of the logits' own size: single entries of torch differ from float64 by 4e-6 of it.
+        assert np.sqrt(np.mean(difference**2)) <= 2e-6 * expected.std()
+        assert np.abs(difference).max() <= 5e-6 * expected.std()
