@@ -83,16 +83,9 @@ def train(
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
     settled = attention.for_mesh(model, mesh, data.seq_len)
+    accumulation = config.optimizer.accumulation
     train_step = compile_train_step(
-        settled,
-        optimizer,
-        learning_rate,
-        objective,
-        mesh,
-        config.rules,
-        abstract,
-        shape,
-        config.optimizer.accumulation,
+        settled, optimizer, learning_rate, objective, mesh, config.rules, abstract, shape, accumulation
     )
     evaluate = _make_evaluation(config, settled, objective, vocabulary, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)

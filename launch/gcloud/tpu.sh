@@ -22,72 +22,15 @@ usage: bash launch/gcloud/tpu.sh COMMAND --name=NAME [options] [-- arguments of 
 TEXT
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
+# shellcheck source=launch/cloud.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cloud.sh"
 
 name="" project="${TPU_PROJECT:-}" zone="${TPU_ZONE:-}" type="${TPU_TYPE:-}" version="${TPU_VERSION:-}"
 bucket="${TPU_BUCKET:-}" worker=0 from="" to="" queued="" spot="" yes="" dry_run=""
-train_arguments=()
-
-parse() {
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      --name=*) name="${1#*=}" ;;
-      --project=*) project="${1#*=}" ;;
-      --zone=*) zone="${1#*=}" ;;
-      --type=*) type="${1#*=}" ;;
-      --version=*) version="${1#*=}" ;;
-      --bucket=*) bucket="${1#*=}" ;;
-      --worker=*) worker="${1#*=}" ;;
-      --from=*) from="${1#*=}" ;;
-      --to=*) to="${1#*=}" ;;
-      --queued) queued=yes ;;
-      --spot) spot=yes ;;
-      --yes) yes=yes ;;
-      --dry-run) dry_run=yes ;;
-      --)
-        shift
-        train_arguments=("$@")
-        return
-        ;;
-      *) fail "unknown option $1 (see bash launch/gcloud/tpu.sh help)" ;;
-    esac
-    shift
-  done
-}
-
-# need VARIABLE OPTION…: every named variable must be set.
-need() {
-  local variable
-  for variable in "$@"; do
-    [ -n "${!variable}" ] || fail "$command needs --$variable=…$(environment_name "$variable")"
-  done
-}
+options="name project zone type version bucket worker from to" switches="queued spot yes dry-run"
 
 environment_name() {
   case "$1" in project | zone | type | bucket) echo " (or \$TPU_${1^^})" ;; esac
-}
-
-# Prints the command in a form that a shell can read back, and runs it unless this is a dry run.
-step() {
-  local word line="+"
-  for word in "$@"; do
-    case "$word" in
-      *[!A-Za-z0-9_./:=,@%+-]*) line+=" '${word//\'/\'\\\'\'}'" ;;
-      *) line+=" $word" ;;
-    esac
-  done
-  printf '%s\n' "$line"
-  [ -n "$dry_run" ] || "$@"
-}
-
-confirm() {
-  [ -n "$yes$dry_run" ] && return
-  local answer
-  read -r -p "$1 [y/N] " answer
-  [ "$answer" = y ] || fail "nothing was done"
 }
 
 place() { echo "--project=$project" "--zone=$zone"; }

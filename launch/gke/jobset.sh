@@ -21,55 +21,15 @@ usage: bash launch/gke/jobset.sh COMMAND --name=NAME [options] [-- arguments of 
 TEXT
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
+# shellcheck source=launch/cloud.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cloud.sh"
 
 name="" image="${GKE_IMAGE:-}" type="${TPU_TYPE:-}" bucket="${TPU_BUCKET:-}"
 slices=1 account=default xpk="" yes="" dry_run=""
-train_arguments=()
+options="name image type bucket slices account xpk" switches="yes dry-run"
 
-parse() {
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      --name=*) name="${1#*=}" ;;
-      --image=*) image="${1#*=}" ;;
-      --type=*) type="${1#*=}" ;;
-      --bucket=*) bucket="${1#*=}" ;;
-      --slices=*) slices="${1#*=}" ;;
-      --account=*) account="${1#*=}" ;;
-      --xpk=*) xpk="${1#*=}" ;;
-      --yes) yes=yes ;;
-      --dry-run) dry_run=yes ;;
-      --)
-        shift
-        train_arguments=("$@")
-        return
-        ;;
-      *) fail "unknown option $1 (see bash launch/gke/jobset.sh help)" ;;
-    esac
-    shift
-  done
-}
-
-need() {
-  local variable
-  for variable in "$@"; do
-    [ -n "${!variable}" ] || fail "$command needs --$variable=…"
-  done
-}
-
-step() {
-  echo "+ $*"
-  [ -n "$dry_run" ] || "$@"
-}
-
-confirm() {
-  [ -n "$yes$dry_run" ] && return
-  local answer
-  read -r -p "$1 [y/N] " answer
-  [ "$answer" = y ] || fail "nothing was done"
+environment_name() {
+  case "$1" in type | bucket) echo " (or \$TPU_${1^^})" ;; image) echo " (or \$GKE_IMAGE)" ;; esac
 }
 
 # Accelerator label, topology and hosts (of four chips each) of a slice.

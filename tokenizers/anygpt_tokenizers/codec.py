@@ -5,6 +5,7 @@ module, batches its calls and knows how to read and write files of its medium. S
 `audio_codec.AudioCodec`, `published_codec.PublishedCodec` and `image_tokenizer.ImageCodec`.
 """
 
+import abc
 import hashlib
 import importlib
 import json
@@ -42,7 +43,7 @@ class MediaError(UserError):
         super().__init__(f"{place}{reason}{f' ({detail})' if detail else ''}")
 
 
-class Codec:
+class Codec(abc.ABC):
     """Weights plus configuration of one codec.
 
     Attributes:
@@ -80,21 +81,21 @@ class Codec:
             {name: value.astype(np.float32) for name, value in stored.items()}, sep="/"
         )
 
+    @abc.abstractmethod
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Samples [B, ...] -> int32 codes [B, frames, codebooks]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, codebooks] -> samples [B, ...] of the form that `encode` takes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
         """Reads one file as samples without the batch axis; raises MediaError if it cannot be used."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
         """Writes the samples of one item (no batch axis) to a file."""
-        raise NotImplementedError
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
         """Encodes items (no batch axis, lengths may differ) to a list of int32 [frames, codebooks]."""
