@@ -10,6 +10,6 @@ SPEC.loader.exec_module(chaos)
 
 
 def test_five_kills_at_random_moments_change_no_bit_of_the_curve(tmp_path):
-    result = chaos.chaos(tmp_path, kills=5, seed=1, steps=400)
+    result = chaos.chaos(tmp_path, kills=5, seed=1, steps=200)
     assert len(result["kills"]) == 5 and result["lost"] == []
     assert result["curves_equal"]
