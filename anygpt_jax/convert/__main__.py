@@ -5,6 +5,7 @@
     python -m anygpt_jax.convert export-hf --ckpt=CKPT_DIR --out=HF_DIR
     python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --model_config=FILE --out=CODEC_DIR
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
+    python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
 train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
@@ -19,6 +20,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.importers import import_encodec, import_speechtokenizer
+from anygpt_tokenizers.soundstorm_importer import import_soundstorm
 
 from anygpt_jax import convert
 from anygpt_jax.model.config import DecoderConfig
@@ -81,6 +83,12 @@ def _import_encodec() -> str:
     return _codec_summary(import_encodec(_SRC.value, _OUT.value, num_codebooks=_NUM_CODEBOOKS.value))
 
 
+def _import_soundstorm() -> str:
+    model = import_soundstorm(_CKPT.value, _OUT.value)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    return f"{_OUT.value}: SoundStorm with {parameters:,} parameters"
+
+
 def _codec_summary(codec: Codec) -> str:
     return (
         f"{_OUT.value}: {codec.modality} at {codec.sample_rate} Hz, {codec.frame_rate:g} frames/s of "
@@ -102,6 +110,7 @@ COMMANDS = {
     "grow": Command((_SRC, _VOCABULARY, _OUT), _grow),
     "import-speechtokenizer": Command((_CKPT, _MODEL_CONFIG, _OUT), _import_speechtokenizer),
     "import-encodec": Command((_SRC, _OUT), _import_encodec),
+    "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
 }
 
 
