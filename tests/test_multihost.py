@@ -133,3 +133,17 @@ def test_an_address_needs_the_number_of_processes(tmp_path, packed, start):
     errors = process.communicate(timeout=300)[1]
     assert process.returncode == 2
     assert "needs --num_processes and --process_id" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_host_that_waits_in_vain_ends_with_one_sentence(process_id):
+    code = (
+        "from anygpt_jax import distributed\n"
+        "distributed.SECONDS = 3\n"
+        f"distributed.start('{_free_address()}', 2, {process_id})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: waiting for 2 hosts at ") and "a host is missing" in lines[-1]
+    assert "Traceback" not in done.stderr and "stack trace" not in done.stderr

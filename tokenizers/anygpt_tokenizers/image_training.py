@@ -10,7 +10,14 @@ from tqdm import tqdm
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
-from anygpt_tokenizers.image_tokenizer import FormTokenizer, ImageCodec, from_uint8, split_patches
+from anygpt_tokenizers.image_tokenizer import (
+    EDGE_DIM,
+    FormTokenizer,
+    ImageCodec,
+    edge_directions,
+    from_uint8,
+    split_patches,
+)
 from anygpt_tokenizers.media_image import read_image
 
 
@@ -55,10 +62,13 @@ class ImageTraining:
 
         params = jax.jit(self.module.init)(rng, jnp.asarray(all_forms[:1]))["params"]
         basis = principal_basis(forms, codec["form_dim"])
-        book = kmeans(forms @ basis, size - 1, config.fit_iterations, random)
+        edges = codec["edge_weight"] * np.asarray(edge_directions(jnp.asarray(forms)))
+        latents = np.concatenate([forms @ basis, edges], axis=-1)
+        book = kmeans(latents, size - 1, config.fit_iterations, random)
         params["book"] = jnp.asarray(_with_paper(book, size))
         params["encoder"]["basis"] = jnp.asarray(basis)
-        params["decoder"]["basis"] = jnp.asarray(basis.copy())
+        # At first a code's own picture is drawn by its principal components alone.
+        params["decoder"]["basis"] = jnp.asarray(np.pad(basis, ((0, 0), (0, EDGE_DIM))))
         return params, {"tints": jnp.asarray(self._fit_tints(all_tints[inked], size, random))}
 
     def _fit_tints(self, tints: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
