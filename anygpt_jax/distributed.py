@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,20 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def on_primary(action: Callable[[], None]) -> None:
+    """Runs what is done once while the others wait; a UserError of it is raised on every process."""
+    message = ""
+    if is_primary():
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    if jax.process_count() > 1:
+        message = _gather_texts(message)[0]
+    if message:
+        raise UserError(message)
+
+
 def preflight(workdir: str | os.PathLike, config: Any) -> None:
     """Checks that all hosts run the same thing, compute together and see one working directory.
 
@@ -99,9 +113,9 @@ def _description(config: Any) -> dict[str, str]:
 
 def _gather_texts(text: str) -> list[str]:
     """The text of every process, in their order."""
-    data = text.encode().ljust(_TEXT_BYTES)
+    data = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
     gathered = multihost_utils.process_allgather(np.frombuffer(data, np.uint8))
-    return [bytes(row).decode().rstrip() for row in np.asarray(gathered)]
+    return [bytes(row).decode(errors="ignore").rstrip() for row in np.asarray(gathered)]
 
 
 def _compare(texts: list[str]) -> None:
