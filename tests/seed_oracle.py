@@ -15,7 +15,7 @@ class Oracle:
 
     def __init__(self, quantizer: dict, vit: dict, spec: SeedSpec):
         self.spec = spec
-        self.state = {key: torch.as_tensor(np.array(value)) for key, value in quantizer.items()}
+        self.state = {key: torch.from_numpy(value) for key, value in quantizer.items()}
         self.vision = vision_model(vit, self.state, spec)
         self.qformer = qformer_model(self.state, spec)
 
@@ -92,7 +92,8 @@ def vision_model(vit: dict, quantizer: dict, spec: SeedSpec) -> Blip2VisionModel
         qkv_bias=True,
         attn_implementation="eager",
     )
-    model, state = Blip2VisionModel(config).eval(), {}
+    with torch.device("meta"):  # initial weights would take as long as all the rest
+        model, state = Blip2VisionModel(config).eval(), {}
     names = {
         "cls_token": "embeddings.class_embedding",
         "pos_embed": "embeddings.position_embedding",
@@ -102,7 +103,7 @@ def vision_model(vit: dict, quantizer: dict, spec: SeedSpec) -> Blip2VisionModel
         ".attn.": ".self_attn.",
         ".proj.": ".projection.",
     }
-    tensors = {key: torch.as_tensor(np.array(value)) for key, value in vit.items()}
+    tensors = {key: torch.from_numpy(value) for key, value in vit.items()}
     for key, value in tensors.items():
         if key.endswith("v_bias"):
             continue
@@ -114,7 +115,7 @@ def vision_model(vit: dict, quantizer: dict, spec: SeedSpec) -> Blip2VisionModel
         state[key] = value
     for leaf in ("weight", "bias"):
         state[f"post_layernorm.{leaf}"] = quantizer[f"ln_vision.{leaf}"]
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     model.post_layernorm.eps = 1e-5
     return model
 
@@ -132,10 +133,12 @@ def qformer_model(quantizer: dict, spec: SeedSpec) -> Blip2QFormerModel:
         layer_norm_eps=1e-12,
         use_qformer_text_input=False,
     )
-    model, state, stem = Blip2QFormerModel(config).eval(), {}, "Qformer.bert."
+    stem = "Qformer.bert."
+    with torch.device("meta"):
+        model, state = Blip2QFormerModel(config).eval(), {}
     for key, value in quantizer.items():
         if key.startswith(stem) and not key.endswith("position_ids"):
             key = key.removeprefix(stem).replace("attention.self.", "attention.attention.")
             state[key.replace("embeddings.LayerNorm", "layernorm")] = value
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     return model

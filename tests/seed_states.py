@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import safetensors.numpy
 from anygpt_tokenizers.seed import SeedCodec
@@ -118,6 +119,17 @@ def random_codec(folder: Path, files: tuple[dict, dict] | None = None, **options
     """The codec of random files, by way of files below `folder`."""
     paths = write_files(folder / "files", files or random_files())
     return import_seed(*paths, folder / "codec", num_heads=HEADS, **options)[0]
+
+
+def stages(codec: SeedCodec, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What the codec makes of pictures before it decides, by name, in one compiled program."""
+    names = ("features", "queries", "latents")
+
+    @jax.jit
+    def run(weights, pixels):
+        return {name: codec.net.apply({"params": weights}, pixels, method=name) for name in names}
+
+    return {name: np.asarray(value) for name, value in run(codec.weights, pixels).items()}
 
 
 def random_pictures(count: int, size: int = SMALL.image_size, seed: int = 0) -> np.ndarray:

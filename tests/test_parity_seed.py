@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from seed_states import SMALL, random_codec, random_files, random_pictures
+from seed_states import SMALL, random_codec, random_files, random_pictures, stages
 
 pytestmark = pytest.mark.parity
 
@@ -22,10 +22,6 @@ def codec(tmp_path_factory):
     return random_codec(tmp_path_factory.mktemp("seed"))
 
 
-def ours(codec, method: str, *arrays) -> np.ndarray:
-    return np.asarray(codec.net.apply({"params": codec.weights}, *arrays, method=method))
-
-
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     """Within 1e-5, of values of order 1 that are not all alike."""
     assert 0.3 < expected.std() < 3
@@ -37,12 +33,12 @@ def test_every_stage_is_the_originals(codec, oracle):
     import torch
 
     pixels = random_pictures(8)
+    ours = stages(codec, pixels)
     features = oracle.features(pixels)
-    assert_close(ours(codec, "features", pixels), features.numpy())
     queries = oracle.queries(features)
-    assert_close(ours(codec, "queries", pixels), queries.numpy())
-    latents = oracle.latents(queries)
-    assert_close(codec.latents(pixels), latents.numpy())
+    assert_close(ours["features"], features.numpy())
+    assert_close(ours["queries"], queries.numpy())
+    assert_close(ours["latents"], oracle.latents(queries).numpy())
     codes = np.random.default_rng(1).integers(0, SMALL.codebook_size, (8, 32))
     assert_close(codec.embed(codes), oracle.embed(torch.as_tensor(codes)).numpy())
 
