@@ -30,18 +30,24 @@ from seed_states import SMALL, random_files, random_pictures, stages
 
 
 def run_reference(folder: Path, spec: SeedSpec, pixels: np.ndarray) -> tuple[dict, float]:
-    """Writes the random files; every stage by the original classes, and the seconds of the encoder."""
-    files = random_files(spec)
-    for name, state in zip(("quantizer", "vit"), files, strict=True):
-        shapes = {key: value.shape for key, value in state.items()}
-        write_arrays(folder / f"{name}.safetensors", shapes, np.dtype("float32"), state.__getitem__)
-    oracle = Oracle(*files, spec)
+    """Every stage by the original classes, and the seconds of the encoder; writes the random files.
+
+    Their codebook lies about the pictures' latents: one of plain noise would answer with a code or two.
+    """
+    quantizer, vit = random_files(spec)
+    oracle = Oracle(quantizer, vit, spec)
     start = time.perf_counter()
     features = oracle.features(pixels)
     queries = oracle.queries(features)
     latents = oracle.latents(queries)
-    codes = oracle.quantize(latents)
     seconds = time.perf_counter() - start
+    spread_codebook(quantizer["quantize.embedding.weight"], latents.numpy())
+    start = time.perf_counter()
+    codes = oracle.quantize(latents)
+    seconds += time.perf_counter() - start
+    for name, state in (("quantizer", quantizer), ("vit", vit)):
+        shapes = {key: value.shape for key, value in state.items()}
+        write_arrays(folder / f"{name}.safetensors", shapes, np.dtype("float32"), state.__getitem__)
     outputs = {
         "features": features,
         "queries": queries,
@@ -50,6 +56,13 @@ def run_reference(folder: Path, spec: SeedSpec, pixels: np.ndarray) -> tuple[dic
         "embedding": oracle.embed(codes),
     }
     return {name: value.numpy() for name, value in outputs.items()}, seconds
+
+
+def spread_codebook(book: np.ndarray, latents: np.ndarray) -> None:
+    """Rewrites the codebook [N, D] as latents [B, 32, D] plus noise as large as they differ in a picture."""
+    rng, rows = np.random.default_rng(0), latents.reshape(-1, latents.shape[-1])
+    spread = (latents - latents.mean(1, keepdims=True)).std((0, 1))
+    book[:] = rows[rng.integers(0, len(rows), len(book))] + spread * rng.normal(size=book.shape)
 
 
 def run_ours(codec: SeedCodec, pixels: np.ndarray, codes: np.ndarray) -> tuple[dict, float]:

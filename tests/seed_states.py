@@ -34,76 +34,94 @@ SMALL = SeedSpec(
 )
 
 
+class State(dict):
+    """A state dict that is filled with random layers; weights are large enough for every part to matter."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng = rng
+
+    def array(self, key: str, *shape: int, scale: float) -> None:
+        self[key] = self._rng.normal(0, scale, shape).astype(np.float32)
+
+    def linear(self, key: str, rows: int, columns: int, bias: bool = True, gain: float = 1.5) -> None:
+        self.array(f"{key}.weight", rows, columns, scale=gain * columns**-0.5)
+        if bias:
+            self.array(f"{key}.bias", rows, scale=0.2)
+
+    def norm(self, key: str, width: int) -> None:
+        self.array(f"{key}.weight", width, scale=0.3)
+        self[f"{key}.weight"] += 1
+        self.array(f"{key}.bias", width, scale=0.2)
+
+    def block(self, key: str, width: int, hidden: int, key_bias: bool) -> None:
+        self.norm(f"{key}.norm1", width)
+        self.norm(f"{key}.norm2", width)
+        self.linear(f"{key}.attn.qkv", 3 * width, width, bias=key_bias)
+        if not key_bias:
+            self.array(f"{key}.attn.q_bias", width, scale=0.5)
+            self.array(f"{key}.attn.v_bias", width, scale=0.5)
+        self.linear(f"{key}.attn.proj", width, width)
+        self.linear(f"{key}.mlp.fc1", hidden, width)
+        self.linear(f"{key}.mlp.fc2", width, hidden)
+
+
 def random_files(
     spec: SeedSpec = SMALL, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(quantizer, vision tower) by key. Weights are large enough for every part to matter."""
+    """(quantizer, vision tower) by key."""
     rng = np.random.default_rng(seed)
-    quantizer, vit, dim = {}, {}, spec.qformer_dim
+    vit, quantizer = State(rng), State(rng)
+    _fill_vision(vit, spec)
+    quantizer.norm("ln_vision", spec.vision_dim)
+    quantizer.array("query_tokens", 1, spec.num_queries, spec.qformer_dim, scale=1.0)
+    _fill_qformer(quantizer, spec)
+    quantizer.array("quantize.embedding.weight", spec.codebook_size, spec.code_dim, scale=0.7)
+    _fill_head(quantizer, spec)
+    return dict(quantizer), dict(vit)
 
-    def array(*shape: int, scale: float) -> np.ndarray:
-        return rng.normal(0, scale, shape).astype(np.float32)
 
-    def linear(state: dict, key: str, rows: int, columns: int, bias: bool = True, gain: float = 1.5) -> None:
-        state[f"{key}.weight"] = array(rows, columns, scale=gain * columns**-0.5)
-        if bias:
-            state[f"{key}.bias"] = array(rows, scale=0.2)
-
-    def norm(state: dict, key: str, width: int) -> None:
-        state[f"{key}.weight"] = 1 + array(width, scale=0.3)
-        state[f"{key}.bias"] = array(width, scale=0.2)
-
-    def block(state: dict, key: str, width: int, hidden: int, key_bias: bool) -> None:
-        norm(state, f"{key}.norm1", width)
-        norm(state, f"{key}.norm2", width)
-        linear(state, f"{key}.attn.qkv", 3 * width, width, bias=key_bias)
-        if not key_bias:
-            state[f"{key}.attn.q_bias"] = array(width, scale=0.5)
-            state[f"{key}.attn.v_bias"] = array(width, scale=0.5)
-        linear(state, f"{key}.attn.proj", width, width)
-        linear(state, f"{key}.mlp.fc1", hidden, width)
-        linear(state, f"{key}.mlp.fc2", width, hidden)
-
+def _fill_vision(state: State, spec: SeedSpec) -> None:
     width, patch = spec.vision_dim, spec.patch_size
-    vit["cls_token"] = array(1, 1, width, scale=1.0)
-    vit["pos_embed"] = array(1, 1 + (spec.image_size // patch) ** 2, width, scale=0.5)
-    vit["patch_embed.proj.weight"] = array(width, 3, patch, patch, scale=(3 * patch**2) ** -0.5)
-    vit["patch_embed.proj.bias"] = array(width, scale=0.2)
+    state.array("cls_token", 1, 1, width, scale=1.0)
+    state.array("pos_embed", 1, 1 + (spec.image_size // patch) ** 2, width, scale=0.5)
+    state.array("patch_embed.proj.weight", width, 3, patch, patch, scale=(3 * patch**2) ** -0.5)
+    state.array("patch_embed.proj.bias", width, scale=0.2)
     for index in range(spec.vision_layers):
-        block(vit, f"blocks.{index}", width, spec.vision_hidden, key_bias=False)
+        state.block(f"blocks.{index}", width, spec.vision_hidden, key_bias=False)
 
-    norm(quantizer, "ln_vision", width)
-    quantizer["query_tokens"] = array(1, spec.num_queries, dim, scale=1.0)
-    bert = "Qformer.bert."
-    quantizer[f"{bert}embeddings.position_ids"] = np.arange(512)[None]
-    norm(quantizer, f"{bert}embeddings.LayerNorm", dim)
+
+def _fill_qformer(state: State, spec: SeedSpec) -> None:
+    bert, dim = "Qformer.bert.", spec.qformer_dim
+    state[f"{bert}embeddings.position_ids"] = np.arange(512)[None]
+    state.norm(f"{bert}embeddings.LayerNorm", dim)
     for index in range(spec.qformer_layers):
         layer = f"{bert}encoder.layer.{index}."
-        kinds = {"attention": dim, "crossattention": width} if index % 2 == 0 else {"attention": dim}
-        for kind, source in kinds.items():
-            for name, columns in (("query", dim), ("key", source), ("value", source)):
-                linear(quantizer, f"{layer}{kind}.self.{name}", dim, columns)
+        kinds = {"attention": dim, "crossattention": spec.vision_dim}
+        for kind in list(kinds)[: 1 + (index % 2 == 0)]:
+            for name, columns in (("query", dim), ("key", kinds[kind]), ("value", kinds[kind])):
+                state.linear(f"{layer}{kind}.self.{name}", dim, columns)
             # Little of it, or all queries would end alike.
-            linear(quantizer, f"{layer}{kind}.output.dense", dim, dim, gain=0.6)
-            norm(quantizer, f"{layer}{kind}.output.LayerNorm", dim)
-        linear(quantizer, f"{layer}intermediate_query.dense", spec.qformer_hidden, dim)
-        linear(quantizer, f"{layer}output_query.dense", dim, spec.qformer_hidden)
-        norm(quantizer, f"{layer}output_query.LayerNorm", dim)
+            state.linear(f"{layer}{kind}.output.dense", dim, dim, gain=0.6)
+            state.norm(f"{layer}{kind}.output.LayerNorm", dim)
+        state.linear(f"{layer}intermediate_query.dense", spec.qformer_hidden, dim)
+        state.linear(f"{layer}output_query.dense", dim, spec.qformer_hidden)
+        state.norm(f"{layer}output_query.LayerNorm", dim)
 
-    quantizer["quantize.embedding.weight"] = array(spec.codebook_size, spec.code_dim, scale=0.7)
-    linear(quantizer, "encode_task_layer.0", dim, dim)
-    linear(quantizer, "encode_task_layer.2", spec.code_dim, dim)
-    linear(quantizer, "decode_task_layer.0", spec.code_dim, spec.code_dim)
-    linear(quantizer, "decode_task_layer.2", dim, spec.code_dim)
+
+def _fill_head(state: State, spec: SeedSpec) -> None:
+    dim = spec.qformer_dim
+    state.linear("encode_task_layer.0", dim, dim)
+    state.linear("encode_task_layer.2", spec.code_dim, dim)
+    state.linear("decode_task_layer.0", spec.code_dim, spec.code_dim)
+    state.linear("decode_task_layer.2", dim, spec.code_dim)
     for suffix in ("", "_image"):
-        quantizer[f"pos_embed{suffix}"] = array(1, spec.num_queries, dim, scale=0.5)
+        state.array(f"pos_embed{suffix}", 1, spec.num_queries, dim, scale=0.5)
         for index in range(spec.head_layers):
-            block(quantizer, f"blocks{suffix}.{index}", dim, spec.head_hidden, key_bias=True)
+            state.block(f"blocks{suffix}.{index}", dim, spec.head_hidden, key_bias=True)
     for index, (rows, columns) in enumerate(zip(spec.down_dims, (dim, *spec.down_dims[:-1]), strict=True)):
-        linear(quantizer, f"image_down.{2 * index}", rows, columns, bias=False, gain=0.8)
+        state.linear(f"image_down.{2 * index}", rows, columns, bias=False, gain=0.8)
     columns = spec.num_queries * spec.down_dims[-1]
-    linear(quantizer, "distill_image_proj", spec.embed_dim, columns, gain=0.8)
-    return quantizer, vit
+    state.linear("distill_image_proj", spec.embed_dim, columns, gain=0.8)
 
 
 def write_files(folder: Path, files: tuple[dict, dict]) -> tuple[Path, Path]:

@@ -164,7 +164,10 @@ class SeedCodec(Codec):
         return codes.astype(np.int32)[..., None]
 
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
-        """A picture file -> uint8 [S, S, 3] by Pillow's bicubic, not cropped; MediaError if unusable."""
+        """A picture file -> uint8 [S, S, 3] by Pillow's bicubic, not cropped; MediaError if unusable.
+
+        Orientation is applied and transparency laid over white; the original code ignores both.
+        """
         return read_image(path, self.image_size, draft=False)
 
     def read(self, picture: Picture) -> np.ndarray:
