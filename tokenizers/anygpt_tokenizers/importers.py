@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,27 +220,40 @@ def fold_weight_norm(arrays: State, place: str) -> State:
 
 def read_state(path: Path) -> State:
     """A checkpoint's arrays by key, from safetensors or torch's format (a trainer's: its "generator")."""
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}.")
+    if path.suffix != ".safetensors":
+        return {key: value.detach().float().numpy() for key, value in read_torch(path).items()}
+    _check_there(path)
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.numpy.load_file(path)
-        state = _torch_load(path)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}") from error
-    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
-    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
-        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
-    return {key: value.detach().float().numpy() for key, value in state.items()}
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _torch_load(path: Path):
+def read_torch(path: Path) -> dict:
+    """The tensors of a file of torch's format by key; if it can be, each is read when it is first used."""
+    _check_there(path)
     try:
         import torch
     except ImportError as error:
         raise UserError(f"Reading {path} needs torch: pip install 'anygpt_jax[convert]'.") from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
+    return state
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}")
 
 
 def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callable, Callable]:
