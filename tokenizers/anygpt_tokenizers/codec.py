@@ -121,11 +121,8 @@ class Codec(abc.ABC):
         return codes.astype(np.int32)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and weights.safetensors."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / WEIGHTS_FILE).write_bytes(self._weights)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        """Writes config.json and weights.safetensors, each all at once."""
+        write_directory(Path(directory), self.config, self._weights)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
@@ -165,6 +162,16 @@ def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, 
         padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
         outputs.append(np.asarray(function(padded))[: len(part)])
     return np.concatenate(outputs)
+
+
+def write_directory(directory: Path, config: dict, weights: bytes) -> None:
+    """Writes config.json and weights.safetensors; whoever reads a file meanwhile finds the old or the new."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=2) + "\n"
+    for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, text.encode())):
+        partial = directory / f".{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(directory / name)
 
 
 def read_directory(directory: Path) -> tuple[dict, dict]:

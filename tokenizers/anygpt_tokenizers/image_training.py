@@ -23,6 +23,7 @@ class ImageTraining:
 
     def __init__(self, config):
         self.config = config
+        self.name = "image codec"
         self.codec_config = config.codec.to_dict()
         self.module = FormTokenizer(self.codec_config)
         self._split = jax.jit(lambda x: split_patches(from_uint8(x), config.codec.patch_size))
@@ -97,6 +98,10 @@ class ImageTraining:
     def to_codec(self, params: dict, state: dict) -> ImageCodec:
         """The codec with these weights, rounded as they are stored."""
         return ImageCodec(self.codec_config, {"forms": params, "tints": state["tints"]})
+
+    def read_trained(self, directory: str | Path) -> ImageCodec:
+        """The codec of a directory."""
+        return ImageCodec.from_pretrained(directory)
 
     def evaluate(self, codec: ImageCodec, examples: np.ndarray) -> dict:
         """Reconstruction error and use of the codes on held-out pictures uint8 [N, S, S, 3]."""
