@@ -110,6 +110,13 @@ def test_codes_that_are_not_the_codecs_get_one_sentence(codec, codes):
         codec.decode(codes)
 
 
+def test_a_code_out_of_range_is_named_with_its_place(codec):
+    codes = np.zeros((2, 3, 2), np.int32)
+    codes[1, 2, 1] = 32
+    with pytest.raises(cli.UserError, match=r"row 1, frame 2, level 1 is 32"):
+        codec.decode(codes)
+
+
 def test_the_chosen_code_is_the_nearest_and_levels_add_up():
     books, x = jnp.asarray(noise(3, 16, 4)), jnp.asarray(noise(50, 4))
     codes, quantized, inputs = residual_vq.quantize(books, x)

@@ -1,9 +1,9 @@
 """SpeechTokenizer (Zhang et al. 2023) from scratch: 16 kHz, 50 frames/s, 8 levels of 1024 codes.
 
 The sizes and weights of the published recipe. HuBERT's features, which level 0 learns to tell, are read from
-.npy files [frames, 768] that the manifest names in "features", at 50 frames a second (the mean over all layers
-of HuBERT base's hidden states there). The codebooks start from k-means after a few batches rather than on the
-first, which has fewer frames than there are codes.
+.npy files [frames, 768] that the manifest names in "features", at 50 frames a second (the mean over all
+layers of HuBERT base's hidden states there). The codebooks start from k-means after a few batches rather
+than on the first, which has fewer frames than there are codes.
 """
 
 from anygpt_tokenizers import recipes

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from ml_collections import config_dict
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import MediaError
+from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_audio import read_audio
 
 ATTEMPTS = 20  # files that are tried for one row of a batch before training stops
@@ -47,24 +47,16 @@ class Clips(Sequence):
 
 def read_clips(config: config_dict.ConfigDict, data_dir: str | Path) -> Clips:
     """The clips of DIR/manifest.jsonl of config.codec.modality; `config.keep_in_memory` reads them now."""
-    manifest = Path(data_dir) / "manifest.jsonl"
-    if not manifest.is_file():
-        raise UserError(f"There is no {manifest}; --data must name a directory with a manifest.jsonl.")
-    modality = config.codec.modality
-    rows = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-    rows = [row for row in rows if modality in row]
+    modality, field = config.codec.modality, config.teacher.field
+    rows = [row for row in rows_with(data_dir, field or modality) if modality in row]
     if not rows:
-        raise UserError(f"{manifest} has no row with {modality!r}.")
-    if config.teacher.field and config.teacher.field not in rows[0]:
-        raise UserError(
-            f"{manifest} has no {config.teacher.field!r}, the .npy file of a row's teacher features."
-        )
+        raise UserError(f"{data_dir}/manifest.jsonl has no row with both {modality!r} and {field!r}.")
     read = functools.partial(
         _read_clip,
-        folder=manifest.parent,
+        folder=Path(data_dir),
         modality=modality,
         rate=config.codec.sample_rate,
-        field=config.teacher.field,
+        field=field,
         function=_imported(config.teacher.function) if config.teacher.function else None,
         dimension=config.codec.get("semantic_dimension"),
     )

@@ -1,6 +1,5 @@
 """Training of the image tokenizer: examples, codebooks, the loss, and figures on held-out pictures."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
 from anygpt_tokenizers.image_tokenizer import FormTokenizer, ImageCodec, from_uint8, split_patches
+from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_image import read_image
 
 
@@ -30,14 +30,8 @@ class ImageTraining:
 
     def read_examples(self, data_dir: str | Path) -> np.ndarray:
         """All pictures of DIR/manifest.jsonl, uint8 [N, S, S, 3]; a broken file raises MediaError."""
-        manifest = Path(data_dir) / "manifest.jsonl"
-        if not manifest.is_file():
-            raise UserError(f"There is no {manifest}; --data must name a directory with a manifest.jsonl.")
         modality, size = self.codec_config["modality"], self.codec_config["image_size"]
-        rows = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-        paths = [manifest.parent / row[modality] for row in rows if modality in row]
-        if not paths:
-            raise UserError(f"{manifest} has no row with {modality!r}.")
+        paths = [Path(data_dir) / row[modality] for row in rows_with(data_dir, modality)]
         return np.stack([read_image(path, size) for path in tqdm(paths, desc="read pictures", unit="file")])
 
     def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[dict, dict]:
