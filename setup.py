@@ -32,6 +32,7 @@ setup(
         "safetensors",
         "sentencepiece",
         "soundfile",
+        "soxr",
         "tensorboardX",
         "tensorflow-datasets",
         "tqdm",

@@ -117,19 +117,24 @@ class Codec(abc.ABC):
                 f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] "
                 f"with at least one frame, not {list(codes.shape)}."
             )
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+        return self.checked_range(codes)
+
+    def checked_range(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
+        """Codes [B, frames, n] of levels first.. as int32; UserError names the first that is out of range."""
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"Codes of {self.modality} are whole numbers, not {codes.dtype}.")
+        wrong = np.argwhere((codes < 0) | (codes >= self.codebook_size))
+        if len(wrong):
+            row, frame, level = wrong[0]
             raise UserError(
-                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; "
-                f"these reach from {codes.min()} to {codes.max()}."
+                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, frame {frame}, "
+                f"level {first + level} is {codes[row, frame, level]}."
             )
         return codes.astype(np.int32)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and weights.safetensors."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / WEIGHTS_FILE).write_bytes(self._weights)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        """Writes config.json and weights.safetensors, each all at once."""
+        write_directory(Path(directory), self.config, self._weights)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
@@ -169,6 +174,16 @@ def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, 
         padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
         outputs.append(np.asarray(function(padded))[: len(part)])
     return np.concatenate(outputs)
+
+
+def write_directory(directory: Path, config: dict, weights: bytes) -> None:
+    """Writes config.json and weights.safetensors; whoever reads a file meanwhile finds the old or the new."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=2) + "\n"
+    for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, text.encode())):
+        partial = directory / f".{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(directory / name)
 
 
 def read_config(directory: Path) -> dict:

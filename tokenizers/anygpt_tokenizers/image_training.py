@@ -1,6 +1,5 @@
 """Training of the image tokenizer: examples, codebooks, the loss, and figures on held-out pictures."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from anygpt_tokenizers.image_tokenizer import (
     from_uint8,
     split_patches,
 )
+from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_image import read_image
 
 
@@ -30,20 +30,15 @@ class ImageTraining:
 
     def __init__(self, config):
         self.config = config
+        self.name = "image codec"
         self.codec_config = config.codec.to_dict()
         self.module = FormTokenizer(self.codec_config)
         self._split = jax.jit(lambda x: split_patches(from_uint8(x), config.codec.patch_size))
 
     def read_examples(self, data_dir: str | Path) -> np.ndarray:
         """All pictures of DIR/manifest.jsonl, uint8 [N, S, S, 3]; a broken file raises MediaError."""
-        manifest = Path(data_dir) / "manifest.jsonl"
-        if not manifest.is_file():
-            raise UserError(f"There is no {manifest}; --data must name a directory with a manifest.jsonl.")
         modality, size = self.codec_config["modality"], self.codec_config["image_size"]
-        rows = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-        paths = [manifest.parent / row[modality] for row in rows if modality in row]
-        if not paths:
-            raise UserError(f"{manifest} has no row with {modality!r}.")
+        paths = [Path(data_dir) / row[modality] for row in rows_with(data_dir, modality)]
         return np.stack([read_image(path, size) for path in tqdm(paths, desc="read pictures", unit="file")])
 
     def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[dict, dict]:
@@ -107,6 +102,10 @@ class ImageTraining:
     def to_codec(self, params: dict, state: dict) -> ImageCodec:
         """The codec with these weights, rounded as they are stored."""
         return ImageCodec(self.codec_config, {"forms": params, "tints": state["tints"]})
+
+    def read_trained(self, directory: str | Path) -> ImageCodec:
+        """The codec of a directory."""
+        return ImageCodec.from_pretrained(directory)
 
     def evaluate(self, codec: ImageCodec, examples: np.ndarray) -> dict:
         """Reconstruction error and use of the codes on held-out pictures uint8 [N, S, S, 3]."""

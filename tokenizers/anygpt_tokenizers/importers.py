@@ -27,7 +27,7 @@ from flax import traverse_util
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.published_codec import PublishedCodec
-from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 
 # What transformers' EncodecConfig says where a config.json is silent.
@@ -292,19 +292,13 @@ def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callabl
         return [f"{stem}.alpha"], np.ravel, lambda shape: (1, *shape, 1)
     if leaf == "bias":
         return [f"{stem}.conv.bias"], np.asarray, tuple
-    # Our kernels are [kernel, in, out], and [in, kernel, out] of transposed convolutions, which come in the
-    # decoder after every activation but the last.
-    transposed = parents[0] == "trunk_up" and len(parents) == 2 and parents[1] != _last_layer(spec)
-    order = (0, 2, 1) if transposed else (2, 1, 0)
+    # Our kernels are [kernel, in, out], and [in, kernel, out] of transposed convolutions.
+    order = (0, 2, 1) if is_transposed(path, spec) else (2, 1, 0)
     return (
         [f"{stem}.conv.weight"],
         lambda w: w.transpose(order),
         lambda shape: tuple(shape[axis] for axis in order),
     )
-
-
-def _last_layer(spec: SeanetSpec) -> str:
-    return f"layers_{len(spec.strides) * (spec.residual_layers + 2) + 1}"
 
 
 def _lstm_source(stem: str, direction: str, leaf: str) -> tuple[list[str], Callable, Callable]:
