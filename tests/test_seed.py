@@ -105,6 +105,8 @@ def test_eight_devices_give_the_codes_of_one(codec, axes):
     codes = codec.encode(pixels)
     np.testing.assert_allclose(spread.embed(codes), codec.embed(codes), rtol=0, atol=1e-5)
     kernel = spread.weights["vision"]["blocks"]["up"]["kernel"]
+    with pytest.raises(UserError, match="neither 'data' nor 'fsdp'"):
+        spread.on_mesh(jax.make_mesh((8,), ("tensor",)))
     whole = SMALL.vision_layers * SMALL.vision_dim * SMALL.vision_hidden
     assert kernel.addressable_shards[0].data.size == whole // axes.get("fsdp", 1)
 
@@ -197,30 +199,34 @@ def test_wrong_codes_and_pixels_are_named(codec):
         codec.encode(np.zeros((1, 224, 224, 3), np.uint8))
 
 
-def test_decoding_needs_unclip_and_hands_embeddings_and_key_to_it(codec, tmp_path, monkeypatch):
+def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp_path, monkeypatch):
     codec.save_pretrained(tmp_path / "codec")
-    codes = np.zeros((2, 32), np.int32)
+    codes, others = np.zeros((2, 32), np.int32), np.ones((2, 32), np.int32)
     tokenizer = ImageTokenizer.from_pretrained(tmp_path / "codec")
     with pytest.raises(UserError, match="import-unclip"):
         tokenizer.decode(codes)
 
     class UnclipDecoder:
         @classmethod
-        def from_pretrained(cls, directory):
-            assert (directory / "config.json").is_file() and directory.name == "unclip"
+        def from_pretrained(cls, directory, dtype):
+            assert (directory / "config.json").is_file() and directory.name == "unclip" and dtype == "float32"
             return cls()
 
-        def decode(self, embeddings, key, guidance=10.0):
-            assert np.array_equal(embeddings, codec.embed(codes)) and guidance == 3.0
-            return jax.random.randint(key, (2, 8, 8, 3), 0, 256)
+        def decode(self, embeddings, key, **options):
+            return embeddings, key, options
 
     module = types.SimpleNamespace(UnclipDecoder=UnclipDecoder)
     monkeypatch.setitem(sys.modules, "anygpt_tokenizers.unclip", module)
     (tmp_path / "codec" / "unclip").mkdir()
     (tmp_path / "codec" / "unclip" / "config.json").write_text("{}")
-    first = tokenizer.decode(codes, guidance=3.0)
-    assert np.array_equal(first, tokenizer.decode(codes, jax.random.key(0), guidance=3.0))
-    assert not np.array_equal(first, tokenizer.decode(codes, jax.random.key(1), guidance=3.0))
+    embeddings, key, options = tokenizer.decode(codes)
+    assert np.array_equal(embeddings, codec.embed(codes)) and key == 0
+    assert options == {"guidance_scale": 10.0, "num_inference_steps": 20}
+    _, key, options = tokenizer.decode(codes, 5, guidance=3.0, steps=4, negative_codes=others, progress=print)
+    assert np.array_equal(options.pop("negative_embeddings"), codec.embed(others)) and key == 5
+    assert options == {"guidance_scale": 3.0, "num_inference_steps": 4, "progress": print}
+    with pytest.raises(UserError, match="of 2 pictures too, not of 1"):
+        tokenizer.decode(codes, negative_codes=others[:1])
     tokenizer.codec.save_pretrained(tmp_path / "copy")
     assert load_codec(tmp_path / "copy").unclip
 

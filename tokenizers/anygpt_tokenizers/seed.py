@@ -97,7 +97,9 @@ class SeedCodec(Codec):
                 f"{self.directory} has no unCLIP decoder, so its codes can't become pictures; run "
                 f"python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}."
             )
-        return importlib.import_module("anygpt_tokenizers.unclip").UnclipDecoder.from_pretrained(directory)
+        module = importlib.import_module("anygpt_tokenizers.unclip")
+        decoder = module.UnclipDecoder.from_pretrained(directory, self.config["dtype"])
+        return decoder.on_mesh(self.mesh, self._batch_axes[0]) if self.mesh else decoder
 
     def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str = "fsdp") -> Self:
         """From now on runs with batches split over `mesh`.
@@ -105,11 +107,15 @@ class SeedCodec(Codec):
         Batches are split over those of the two axes that the mesh has. The weights lie on all devices, except
         that the large matrices are split over `weight_axis` if there is one, and gathered layer by layer.
         """
+        batch_axes = tuple(name for name in (axis, weight_axis) if name in mesh.axis_names)
+        if not batch_axes:
+            raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
         automatic = (AxisType.Auto,) * len(mesh.axis_names)
         self.mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
-        self._batch_axes = tuple(name for name in (axis, weight_axis) if name in mesh.axis_names)
+        self._batch_axes = batch_axes
         self._weight_axis = weight_axis if weight_axis in mesh.axis_names else None
-        self.__dict__.pop("weights", None)
+        for placed in ("weights", "unclip"):
+            self.__dict__.pop(placed, None)
         return self
 
     @functools.cached_property
@@ -131,14 +137,38 @@ class SeedCodec(Codec):
         """Codes int32 [B, 32] or [B, 32, 1] -> embeddings of unCLIP's image encoder, float32 [B, 1024]."""
         return self._run("embed", self.check_codes(codes)[..., 0])
 
-    def decode(self, codes: np.ndarray, key: jax.Array | None = None, **options) -> np.ndarray:
-        """Codes int32 [B, 32] or [B, 32, 1] -> uint8 [B, 768, 768, 3].
+    def decode(
+        self,
+        codes: np.ndarray,
+        key: jax.Array | int = 0,
+        guidance: float = 10.0,
+        steps: int = 20,
+        negative_codes: np.ndarray | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Codes int32 [B, 32] or [B, 32, 1] -> uint8 [B, 768, 768, 3], drawn by unCLIP.
 
-        `key` is of the decoder's noise, jax.random.key(0) by default; `options` are those of its `decode`.
+        Args:
+          codes: of B pictures.
+          key: of the noise that drawing starts from; the same key draws the same picture.
+          guidance: how much stronger than without them the codes count.
+          steps: of the schedule.
+          negative_codes: of what the pictures shall not show, as many as `codes`.
+          options: see `UnclipDecoder.decode`, among them `progress` and `schedule`.
+
         UserError: codes that are not this codec's, or no decoder in the directory.
         """
-        codes, decoder = self.check_codes(codes), self.unclip
-        return decoder.decode(self.embed(codes), jax.random.key(0) if key is None else key, **options)
+        codes = self.check_codes(codes)
+        if negative_codes is not None:
+            negative_codes = self.check_codes(negative_codes)
+            if negative_codes.shape != codes.shape:
+                count = len(negative_codes)
+                raise UserError(f"Give negative codes of {len(codes)} pictures too, not of {count}.")
+            options["negative_embeddings"] = self.embed(negative_codes)
+        decoder = self.unclip
+        return decoder.decode(
+            self.embed(codes), key, guidance_scale=guidance, num_inference_steps=steps, **options
+        )
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
         return list(self.encode(np.stack(items))) if items else []
@@ -245,7 +275,7 @@ class ImageTokenizer:
         """Codes int32 [B, 32] -> float32 [B, 1024], what unCLIP draws a picture from."""
         return self.codec.embed(codes)
 
-    def decode(self, codes: np.ndarray, key: jax.Array | None = None, **options) -> np.ndarray:
+    def decode(self, codes: np.ndarray, key: jax.Array | int = 0, **options) -> np.ndarray:
         """Codes int32 [B, 32] -> uint8 [B, 768, 768, 3]; see `SeedCodec.decode`."""
         return self.codec.decode(codes, key, **options)
 
