@@ -6,6 +6,7 @@
     python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --model_config=FILE --out=CODEC_DIR
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
     python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
+    python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
 train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
@@ -21,6 +22,7 @@ from anygpt_tokenizers import cli
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.importers import import_encodec, import_speechtokenizer
 from anygpt_tokenizers.soundstorm_importer import import_soundstorm
+from anygpt_tokenizers.unclip_importer import import_unclip
 
 from anygpt_jax import convert
 from anygpt_jax.model.config import DecoderConfig
@@ -89,6 +91,19 @@ def _import_soundstorm() -> str:
     return f"{_OUT.value}: SoundStorm with {parameters:,} parameters"
 
 
+def _import_unclip() -> str:
+    config = import_unclip(_SRC.value, _OUT.value, _PARAM_DTYPE.value or "float32")
+    left_out = [
+        f"{count} {what}" if isinstance(count, int) else f"{what} {', '.join(count)}"
+        for what, count in config["left_out"].items()
+        if count
+    ]
+    return (
+        f"{_OUT.value}: unCLIP decoder, schedule {config['schedule']}, "
+        f"not needed and left out: {'; '.join(left_out) or 'nothing'}"
+    )
+
+
 def _codec_summary(codec: Codec) -> str:
     return (
         f"{_OUT.value}: {codec.modality} at {codec.sample_rate} Hz, {codec.frame_rate:g} frames/s of "
@@ -111,6 +126,7 @@ COMMANDS = {
     "import-speechtokenizer": Command((_CKPT, _MODEL_CONFIG, _OUT), _import_speechtokenizer),
     "import-encodec": Command((_SRC, _OUT), _import_encodec),
     "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
+    "import-unclip": Command((_SRC, _OUT), _import_unclip),
 }
 
 
