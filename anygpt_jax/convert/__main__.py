@@ -7,6 +7,7 @@
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
     python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
     python -m anygpt_jax.convert import-seed --quantizer=seed_quantizer.pt --vit=eva_vit_g.pth --out=CODEC_DIR
+    python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
 train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
@@ -23,6 +24,7 @@ from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.importers import import_encodec, import_speechtokenizer
 from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.soundstorm_importer import import_soundstorm
+from anygpt_tokenizers.unclip_importer import import_unclip
 
 from anygpt_jax import convert
 from anygpt_jax.model.config import DecoderConfig
@@ -108,6 +110,19 @@ def _import_seed() -> str:
     )
 
 
+def _import_unclip() -> str:
+    config = import_unclip(_SRC.value, _OUT.value, _PARAM_DTYPE.value or "float32")
+    left_out = [
+        f"{count} {what}" if isinstance(count, int) else f"{what} {', '.join(count)}"
+        for what, count in config["left_out"].items()
+        if count
+    ]
+    return (
+        f"{_OUT.value}: unCLIP decoder, schedule {config['schedule']}, "
+        f"not needed and left out: {'; '.join(left_out) or 'nothing'}"
+    )
+
+
 def _codec_summary(codec: Codec) -> str:
     return (
         f"{_OUT.value}: {codec.modality} at {codec.sample_rate} Hz, {codec.frame_rate:g} frames/s of "
@@ -131,6 +146,7 @@ COMMANDS = {
     "import-encodec": Command((_SRC, _OUT), _import_encodec),
     "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
     "import-seed": Command((_QUANTIZER, _OUT), _import_seed),
+    "import-unclip": Command((_SRC, _OUT), _import_unclip),
 }
 
 
