@@ -97,14 +97,14 @@ def qformer() -> Sides:
 def codes() -> Sides:
     """The same of the nearest of 8192 codes."""
     book = features(1, WIDE.code_dim, WIDE.codebook_size)[0]
-    tensor, run = torch.from_numpy(book), jax.jit(nearest_code)
+    tensor, placed, run = torch.from_numpy(book), jax.device_put(book), jax.jit(nearest_code)
 
     def theirs(x: np.ndarray) -> torch.Tensor:
         flat = torch.from_numpy(x).flatten(0, 1)
         distances = (flat**2).sum(1, keepdim=True) + (tensor**2).sum(1) - 2 * flat @ tensor.T
         return distances.argmin(1).reshape(x.shape[:2])
 
-    return theirs, lambda x: run(book, x), lambda batch: features(batch, WIDE.code_dim, WIDE.num_queries)
+    return theirs, lambda x: run(placed, x), lambda batch: features(batch, WIDE.code_dim, WIDE.num_queries)
 
 
 def params_of(files: tuple[dict, dict]) -> dict:
