@@ -98,11 +98,6 @@ def denoise_arguments(decoder, inputs: unclip.Inputs, schedule: str, steps: int)
     return decoder.weights, inputs, table, np.float32(10), np.int32(0)
 
 
-def denoised(decoder, inputs: unclip.Inputs, schedule: str, steps: int) -> np.ndarray:
-    """The latents after a schedule."""
-    return np.asarray(_denoise(decoder.spec)(*denoise_arguments(decoder, inputs, schedule, steps)))
-
-
 @functools.cache
 def _denoise(spec: unclip.UnclipSpec) -> Callable:
     return jax.jit(functools.partial(unclip.denoise, spec, jnp.float32))
@@ -122,7 +117,7 @@ def small(repeats: int) -> None:
     for rows in (1, 4):
         theirs, ours = inputs_of(pipeline, rows)
         compare(
-            f"small pipeline, plms, 20 steps, batch {rows}: latents",
+            f"small pipeline, plms, 20 steps, batch {rows}: latents (torch decodes them, too)",
             lambda theirs=theirs: oracles.channels_last(oracles.run(pipeline, *theirs).latents),
             _denoise(decoder.spec),
             denoise_arguments(decoder, ours, "plms", 20),
@@ -134,12 +129,28 @@ def steps() -> None:
     """Relative RMS distance of the final latents to those of 200 steps of "plms" from the same noise."""
     pipeline = oracles.random_pipeline()
     decoder = imported(pipeline)
-    _, inputs = inputs_of(pipeline, 8)
-    reference = denoised(decoder, inputs, "plms", 200)
+    _, inputs = inputs_of(pipeline, 4)
+
+    @jax.jit
+    def evaluate(state: schedules.State, row: schedules.Table) -> schedules.State:
+        """One evaluation, as a schedule of its own, so that all lengths share one program."""
+        once = schedules.Table(*(part[None] for part in row))
+        return unclip.evaluations(
+            decoder.spec, jnp.float32, decoder.weights, inputs, state, once, 10.0, jnp.int32(0)
+        )
+
+    def end(schedule: str, count: int) -> np.ndarray:
+        table = schedules.make_table(schedule, decoder.spec.noise, count)
+        state = schedules.start(jnp.asarray(inputs.latents))
+        for index in range(len(table.time)):
+            state = evaluate(state, schedules.Table(*(part[index] for part in table)))
+        return np.asarray(state.latents)
+
+    reference = end("plms", 200)
     for schedule in schedules.SCHEDULES:
         line = {"what": "distance to 200 steps of plms", "schedule": schedule}
         for count in (5, 10, 20, 50, 200):
-            difference = denoised(decoder, inputs, schedule, count) - reference
+            difference = end(schedule, count) - reference
             line[f"{count} steps"] = round(float(np.sqrt(np.mean(difference**2)) / reference.std()), 4)
         print(json.dumps(line), flush=True)
 
@@ -150,7 +161,8 @@ def full(repeats: int) -> None:
     pipeline = oracles.random_pipeline(**FULL)
     decoder = imported(pipeline)
     _, latents, _ = oracles.random_inputs(pipeline, 1)
-    label, text = torch.randn(1, 2048), torch.randn(1, 77, 1024)
+    label = torch.randn(1, decoder.spec.unet.class_dim)
+    text = torch.randn(1, decoder.spec.text.positions, decoder.spec.unet.text_dim)
     arrays = oracles.channels_last(latents), np.array([951], np.int32), text.numpy(), label.numpy()
     unet, vae = jax.jit(UNet(decoder.spec.unet).apply), jax.jit(VaeDecoder(decoder.spec.vae).apply)
     vae_weights = jax.device_put(decoder.params.pop("vae"))

@@ -154,6 +154,9 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
     assert count(shapes["vae"]) == 49_490_179 + 20  # the decoder, and the 1×1 convolution in front of it
     assert shapes["empty_prompt"].shape == (77, 1024)
     spec = unclip.UnclipSpec()
+    program = functools.partial(unclip.generate, spec, jnp.bfloat16)
+    pictures = jax.eval_shape(program, *unclip.abstract_arguments(spec, 4))
+    assert (pictures.shape, pictures.dtype) == ((4, 768, 768, 3), jnp.uint8)
     assert (spec.embedding_dim, spec.image_size, spec.latent_shape) == (1024, 768, (96, 96, 4))
 
 

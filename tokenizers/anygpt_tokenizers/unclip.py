@@ -72,13 +72,8 @@ class UnclipSpec:
     @classmethod
     def from_config(cls, config: dict) -> Self:
         """From the fields that `dataclasses.asdict` gives, possibly after a way through JSON."""
-        kinds = {
-            "unet": UNetSpec,
-            "vae": VaeSpec,
-            "text": TextSpec,
-            "noise": NoiseSpec,
-            "embedding_noise": NoiseSpec,
-        }
+        kinds = {"unet": UNetSpec, "vae": VaeSpec, "text": TextSpec, "noise": NoiseSpec}
+        kinds["embedding_noise"] = NoiseSpec
         parts = {name: kind(**_with_tuples(config[name])) for name, kind in kinds.items()}
         return cls(**parts, schedule=config["schedule"])
 
@@ -144,6 +139,22 @@ def denoise(
     Without `guidance` only the conditional prediction is made. `report` is called on the host with the number
     of every evaluation.
     """
+    state = schedules.start(inputs.latents)
+    return evaluations(spec, dtype, params, inputs, state, table, guidance, level, report).latents
+
+
+def evaluations(
+    spec: UnclipSpec,
+    dtype: jnp.dtype,
+    params: dict,
+    inputs: Inputs,
+    state: schedules.State,
+    table: schedules.Table,
+    guidance: jax.Array | None,
+    level: jax.Array,
+    report: Callable[[jax.Array], None] | None = None,
+) -> schedules.State:
+    """The state after the evaluations of a table, from any state on; arguments as of `denoise`."""
     unet = UNet(spec.unet, dtype)
     rows = len(inputs.embeddings)
     label = class_label(spec, params["normalizer"], inputs.embeddings, inputs.noise, level)
@@ -169,15 +180,28 @@ def denoise(
             jax.debug.callback(report, index)
         return schedules.advance(state, row, prediction), None
 
-    state = schedules.start(inputs.latents)
-    state, _ = jax.lax.scan(evaluate, state, (jnp.arange(len(table.time)), table))
-    return state.latents
+    return jax.lax.scan(evaluate, state, (jnp.arange(len(table.time)), table))[0]
 
 
 def generate(spec: UnclipSpec, dtype: jnp.dtype, params: dict, *arguments) -> jax.Array:
     """Pictures uint8 [B, image_size, image_size, 3]; arguments as of `denoise`. One program, to be jitted."""
     latents = denoise(spec, dtype, params, *arguments)
     return to_pixels(VaeDecoder(spec.vae, dtype).apply({"params": params["vae"]}, latents))
+
+
+def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str = "bfloat16") -> tuple:
+    """Shapes of what `generate` takes after spec and dtype, with guidance, for compiling without weights."""
+
+    def stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if len(leaf.shape) > 1 else "float32")
+
+    wide = jax.ShapeDtypeStruct((rows, spec.embedding_dim), jnp.float32)
+    latents = jax.ShapeDtypeStruct((rows, *spec.latent_shape), jnp.float32)
+    table = schedules.make_table(spec.schedule, spec.noise, steps)
+    table = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), table)
+    guidance, level = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    inputs = Inputs(wide, wide, None, None, latents, None)
+    return jax.tree.map(stored, abstract_params(spec)), inputs, table, guidance, level
 
 
 class UnclipDecoder:
