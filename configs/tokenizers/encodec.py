@@ -62,10 +62,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     elif arg:
         raise ValueError(f"arguments are '', '24khz', 'small' and 'dummy', not {arg!r}")
     if arg == "dummy":
-        config.codec.update({"codebook_size": 32, "dimension": 8, "n_filters": 2})
+        config.codec.update({"codebook_size": 32, "dimension": 8, "n_filters": 8, "strides": (20, 16)})
+        config.codec.lstm_layers = 1
         config.codec.update({"num_codebooks": 3, "quantizers": 3})
         config.quantizer_dropout = (1, 2, 3)
-        config.mel_scales = (64, 256)
+        config.mel_scales = (256,)
         config.adversary.networks.update({"n_ffts": (128,), "filters": 2})
         config.update({"steps": 30, "batch_size": 4, "crop_frames": 6, "pool": 128, "quantize_from": 6})
         config.update({"log_every": 5, "save_every": 10, "kmeans_iterations": 5})

@@ -66,9 +66,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     if arg in ("small", "dummy"):
         small(config)
     if arg == "dummy":
-        config.codec.update({"codebook_size": 32, "dimension": 8, "n_filters": 2})
+        config.codec.update({"codebook_size": 32, "dimension": 8, "n_filters": 8, "strides": (20, 16)})
+        config.codec.lstm_layers = 1
         config.codec.update({"num_codebooks": 2, "quantizers": 2})
-        config.mel_windows = ((256, 80), (128, 40))
+        config.mel_windows = ((256, 80),)
+        del config.loss_weights["mel_1"]
         config.adversary.networks.update({"periods": (2,), "n_ffts": (128,), "filters": 2, "shrink": 32})
         config.update({"steps": 30, "batch_size": 4, "crop_frames": 6, "pool": 128, "quantize_from": 6})
         config.update({"log_every": 5, "save_every": 10, "kmeans_iterations": 5})

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from ml_collections import config_dict
 
-from anygpt_tokenizers.audio_discriminators import Discriminators, Judgement
+from anygpt_tokenizers.audio_discriminators import Discriminators, Judgement, kernel_sizes
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.fresh_weights import fresh_weights
 from anygpt_tokenizers.optimizer import make_optimizer
 
 
@@ -43,7 +45,14 @@ class Adversary:
 
     def init(self, rng: jax.Array, length: int) -> AdversaryState:
         """Fresh discriminators of waveforms of `length` samples."""
-        variables = jax.jit(self.network.init)(rng, jnp.zeros((1, length)))
+        shapes = jax.eval_shape(self.network.init, rng, jnp.zeros((1, length)))
+        flat = traverse_util.flatten_dict(fresh_weights(shapes, rng))
+        for path, leaf in flat.items():
+            if path[-1] == "size":
+                flat[path] = kernel_sizes(flat[*path[:-1], "kernel"])
+            elif path[0] == "spectral":
+                flat[path] = jnp.full(leaf.shape, leaf.size**-0.5)
+        variables = traverse_util.unflatten_dict(flat)
         return AdversaryState(variables, self.optimizer.init(variables["params"]))
 
     def update(
@@ -68,12 +77,15 @@ class Adversary:
 
         # The outer gradient is the codec's; nothing in here belongs to it.
         state = jax.lax.stop_gradient(state)
-        state, loss = jax.lax.cond(
-            step % self.config.every == 0,
-            learn,
-            lambda state: (state, loss_fn(state.variables["params"])[0]),
-            state,
-        )
+        if self.config.every == 1:
+            state, loss = learn(state)
+        else:
+            state, loss = jax.lax.cond(
+                step % self.config.every == 0,
+                learn,
+                lambda state: (state, loss_fn(state.variables["params"])[0]),
+                state,
+            )
         return jax.lax.stop_gradient((state, loss))
 
     def terms(self, state: AdversaryState, real: jax.Array, made: jax.Array) -> dict[str, jax.Array]:

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from anygpt_tokenizers import spectral
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# PyTorch's initialisation of convolutions.
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 SCALE_GROUPS = (1, 4, 16, 16, 16, 16, 1)
 
 
@@ -48,7 +46,7 @@ class NormedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", KERNEL_INIT, shape)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.norm == "weight":
             size = self.param("size", lambda _: kernel_sizes(kernel))

@@ -13,6 +13,7 @@ from anygpt_tokenizers.audio_codec import AudioCodec, SeanetCodec
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.encodec import Encodec
+from anygpt_tokenizers.fresh_weights import fresh_weights
 from anygpt_tokenizers.published_codec import spec_from_config
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
@@ -85,8 +86,9 @@ class PublishedGenerator:
 
     def init(self, rng: jax.Array, frames: int) -> dict:
         """See `Generator`."""
-        params = jax.jit(self.module.init)(rng, jnp.zeros((1, frames * self.hop_length)))["params"]
-        params.pop("quantizer")
+        shapes = jax.eval_shape(self.module.init, rng, jnp.zeros((1, frames * self.hop_length)))["params"]
+        shapes.pop("quantizer")
+        params = fresh_weights(shapes, rng)
         return split_kernels(params, self.spec)
 
     def encode(self, params: dict, wave: jax.Array) -> jax.Array:
