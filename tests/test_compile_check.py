@@ -107,7 +107,7 @@ def test_a_small_model_compiles_for_a_slice_with_splash_attention():
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_a_knob(monkeypatch):
-    chip = slices.Chip(2**20, 197e12, 1.5e9)
+    chip = slices.Chip(2**20, 197e12, 1.5e9, 819e9)
     monkeypatch.setitem(slices.CHIPS, "v5e", chip)
     report, _ = check_train_step(dummy(), "v5e:2x2")
     assert not report["fits"]
