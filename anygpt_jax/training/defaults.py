@@ -61,8 +61,12 @@ def get_config() -> config_dict.ConfigDict:
     config.prompt_loss_weight = 1.0
     config.z_loss = 1e-4
 
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    # slices: TPU slices joined by the data center's network; they divide the data axis.
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1}
     config.rules = DEFAULT_RULES
+    # KiB of a TPU's vector memory that one fusion of the step may use; 0: the compiler's choice, 16 MiB. More
+    # lets large products take better tiles (docs/performance.md), and compiling takes five times as long.
+    config.scoped_vmem_kib = 0
     # FLOP/s of one device that MFU is measured against; unset: by device kind, and on a CPU a timed product.
     config.peak_flops = config_dict.placeholder(float)
     return config

@@ -71,7 +71,16 @@ def train(
     settled = attention.for_mesh(model, mesh, data.seq_len)
     accumulation = config.optimizer.accumulation
     train_step = compile_train_step(
-        settled, optimizer, learning_rate, objective, mesh, config.rules, abstract, shape, accumulation
+        settled,
+        optimizer,
+        learning_rate,
+        objective,
+        mesh,
+        config.rules,
+        abstract,
+        shape,
+        accumulation,
+        config.scoped_vmem_kib,
     )
     evaluate = _make_evaluation(config, settled, objective, vocabulary, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
