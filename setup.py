@@ -25,6 +25,7 @@ setup(
         "jax>=0.10,<0.13",
         "librosa",
         "ml-collections",
+        "ml-dtypes",
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",

@@ -21,10 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from anygpt_tokenizers.safetensors_file import write_arrays
 from anygpt_tokenizers.seed import SeedCodec
 from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.seed_net import SeedSpec
-from anygpt_tokenizers.stored_arrays import write_arrays
 from seed_oracle import Oracle
 from seed_states import SMALL, random_files, random_pictures, stages
 

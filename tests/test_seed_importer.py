@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.seed_layout import sources_of, training_keys
 from anygpt_tokenizers.seed_net import SeedSpec
-from anygpt_tokenizers.stored_arrays import read_arrays, write_arrays
 from seed_states import HEADS, SMALL, random_files, write_files
 
 
@@ -125,7 +125,7 @@ def test_a_missing_vision_tower_gets_the_sentence_that_users_needed(tmp_path):
 
 def test_unusable_files_and_directories_get_one_sentence(tmp_path):
     paths = write_files(tmp_path, random_files())
-    with pytest.raises(UserError, match="There is no file"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         import_seed(tmp_path / "none.safetensors", paths[1], tmp_path / "codec")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no safetensors"):
@@ -135,7 +135,7 @@ def test_unusable_files_and_directories_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="can't have 5 heads"):
         import_seed(*paths, tmp_path / "codec", num_heads=(5, 4, 2))
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="header is not readable"):
         import_seed(*paths, tmp_path / "codec", num_heads=HEADS)
     assert not (tmp_path / "codec").exists()
 
@@ -145,7 +145,7 @@ def test_files_written_array_by_array_are_safetensors(tmp_path):
     shapes = {name: np.shape(value) for name, value in arrays.items()}
     write_arrays(tmp_path / "x.safetensors", shapes, np.dtype("float16"), arrays.__getitem__)
     theirs = safetensors.numpy.load_file(tmp_path / "x.safetensors")
-    ours = read_arrays(tmp_path / "x.safetensors")
+    ours = map_arrays(tmp_path / "x.safetensors")
     assert set(theirs) == set(ours) == set(arrays)
     for name, value in arrays.items():
         assert ours[name].dtype == np.float16

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.unclip import UnclipDecoder
 from anygpt_tokenizers.unclip_importer import import_unclip
 from anygpt_tokenizers.unclip_prompts import embed_prompts
-from anygpt_tokenizers.weights_io import Weights
 from recorded_unclip import recorded_decoder, write_directory
 
 ROOT = Path(__file__).parents[1]
@@ -62,8 +62,8 @@ def test_old_spellings_of_keys_give_the_same_weights(tmp_path):
 
 def test_weights_are_written_in_bfloat16_on_request(tmp_path):
     imported(tmp_path, lambda states, configs: None, param_dtype="bfloat16")
-    weights = Weights(tmp_path / "decoder" / "weights.safetensors")
-    assert {weights[name].dtype.name for name in weights.shapes} == {"bfloat16"}
+    weights = map_arrays(tmp_path / "decoder" / "weights.safetensors")
+    assert {array.dtype.name for array in weights.values()} == {"bfloat16"}
     decoder = UnclipDecoder.from_pretrained(tmp_path / "decoder")
     pictures = decoder.decode(np.ones((1, 8)), num_inference_steps=1, guidance_scale=0.0)
     assert pictures.shape == (1, 8, 8, 3)
@@ -151,7 +151,11 @@ def test_a_directory_without_a_part_or_with_damaged_weights_is_one_sentence(tmp_
     write_directory(tmp_path / "source")
     weights = tmp_path / "source/unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
-    for content, words in [(whole[:1000], "plain arrays"), (b"", "plain arrays"), (None, "has no weights")]:
+    for content, words in [
+        (whole[:1000], "header is not readable"),
+        (b"", "header is not readable"),
+        (None, "has no weights"),
+    ]:
         if content is None:
             weights.unlink()
         else:

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.published_codec import PublishedCodec
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 
 # What transformers' EncodecConfig says where a config.json is silent.
@@ -244,6 +246,16 @@ def read_torch(path: Path) -> dict:
     if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
         raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
     return state
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The tensors of a safetensors or torch file by key, memory maps or torch's; see `to_numpy`."""
+    return map_arrays(path) if path.suffix == ".safetensors" else dict(read_torch(path))
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor of `read_checkpoint` as an array, torch's as float32."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
 
 
 def _check_there(path: Path) -> None:

@@ -26,8 +26,8 @@ from PIL import Image
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, MediaError, read_config
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
-from anygpt_tokenizers.stored_arrays import read_arrays
 
 BATCH = 64  # pictures in one call of a program
 UNCLIP = "unclip"
@@ -70,7 +70,7 @@ class SeedCodec(Codec):
         config = read_config(directory)
         if config.get("type") != cls.type:
             raise UserError(f"{directory} holds no SEED-2 tokenizer; import one with import-seed.")
-        params = traverse_util.unflatten_dict(read_arrays(directory / WEIGHTS_FILE), sep="/")
+        params = traverse_util.unflatten_dict(map_arrays(directory / WEIGHTS_FILE), sep="/")
         return cls(config, params, directory)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:

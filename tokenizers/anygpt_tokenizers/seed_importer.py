@@ -20,11 +20,11 @@ import numpy as np
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
-from anygpt_tokenizers.importers import read_torch, write_new_directory
+from anygpt_tokenizers.importers import read_checkpoint, to_numpy, write_new_directory
+from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed import SeedCodec
 from anygpt_tokenizers.seed_layout import LAYER, VISION, Source, shapes_of, sources_of, training_keys
 from anygpt_tokenizers.seed_net import SeedSpec
-from anygpt_tokenizers.stored_arrays import read_arrays, write_arrays
 
 VIT_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 PUBLISHED = SeedSpec()
@@ -75,7 +75,7 @@ def import_seed(
 
     UserError names a file or key that is missing, or a tensor of the wrong shape.
     """
-    out, tensors = Path(out), _read(Path(quantizer))
+    out, tensors = Path(out), read_checkpoint(Path(quantizer))
     if out.exists():
         raise UserError(f"{out} exists already; name a new directory.")
     places = {VISION: _read_vit(vit, tensors), "": os.fspath(quantizer)}
@@ -97,7 +97,7 @@ def import_seed(
 
     def array_of(name: str) -> np.ndarray:
         source = sources[name]
-        parts = [source.convert(_array(tensors[key])) for key in source.keys]
+        parts = [source.convert(np.asarray(to_numpy(tensors[key]), np.float32)) for key in source.keys]
         return np.stack(parts) if source.stacked else parts[0]
 
     def write(folder: Path) -> None:
@@ -157,11 +157,6 @@ def spec_of(
     return spec
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A file's tensors by key, torch's or memory maps."""
-    return read_arrays(path) if path.suffix == ".safetensors" else dict(read_torch(path))
-
-
 def _read_vit(vit: str | os.PathLike | None, tensors: dict[str, Any]) -> str:
     """Adds the vision tower's tensors to the quantizer's; returns the file to name in messages."""
     if vit is None or not Path(vit).exists():
@@ -172,7 +167,7 @@ def _read_vit(vit: str | os.PathLike | None, tensors: dict[str, Any]) -> str:
             f"{VIT_URL} and pass --vit=eva_vit_g.pth."
         )
     vit = Path(vit)
-    found = _from_blip2(vit) if vit.is_dir() else _read(vit)
+    found = _from_blip2(vit) if vit.is_dir() else read_checkpoint(vit)
     tensors.update({VISION + key.removeprefix(VISION): value for key, value in found.items()})
     return os.fspath(vit)
 
@@ -191,7 +186,7 @@ def _from_blip2(folder: Path) -> dict[str, Any]:
     files, tensors = sorted(folder.glob("*.safetensors")), {}
     if not files:
         raise UserError(f"{folder} has no safetensors files; give eva_vit_g.pth or a BLIP-2 directory.")
-    arrays = {key: array for file in files for key, array in read_arrays(file).items()}
+    arrays = {key: array for file in files for key, array in map_arrays(file).items()}
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in arrays) else ""
     for key, array in arrays.items():
         if not key.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")):
@@ -218,11 +213,6 @@ def _check_shapes(
                     f"{place}: {shown!r} has the shape {tuple(tensors[key].shape)}; the sizes of the other "
                     f"tensors ask for {source.shape}."
                 )
-
-
-def _array(tensor: Any) -> np.ndarray:
-    """A torch tensor or memory map as float32."""
-    return np.asarray(tensor, np.float32) if isinstance(tensor, np.ndarray) else tensor.float().numpy()
 
 
 def _shown(key: str, places: Mapping[str, str]) -> tuple[str, str]:

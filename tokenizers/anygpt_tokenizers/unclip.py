@@ -28,9 +28,9 @@ from anygpt_tokenizers.clip_text import TextSpec
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.diffusion_layers import sinusoid
 from anygpt_tokenizers.diffusion_schedules import NoiseSpec
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.unclip_unet import UNet, UNetSpec
 from anygpt_tokenizers.unclip_vae import VaeDecoder, VaeSpec, to_pixels
-from anygpt_tokenizers.weights_io import Weights
 
 EMBEDDING_NOISE = NoiseSpec(kind="squaredcos_cap_v2", offset=0)
 ROWS = 4  # pictures per device in one call of the program
@@ -227,9 +227,9 @@ class UnclipDecoder:
         """Reads what `import-unclip` wrote; the text encoder stays in its file."""
         spec, weights = open_directory(directory)
         wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
-        wrong = [name for name in wanted if weights.shapes.get(name) != wanted[name].shape]
+        wrong = [name for name in wanted if np.shape(weights.get(name)) != wanted[name].shape]
         if wrong:
-            raise UserError(f"{weights.place} lacks {wrong[0]!r} in its config's shape; import it again.")
+            raise UserError(f"{directory} lacks {wrong[0]!r} in its config's shape; import it again.")
         return cls(
             spec, traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/"), dtype
         )
@@ -354,7 +354,7 @@ class UnclipDecoder:
         return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
 
 
-def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, Weights]:
+def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, dict[str, np.ndarray]]:
     """The configuration and the weights, not yet read, of a directory that `import-unclip` wrote."""
     directory = Path(directory)
     try:
@@ -365,7 +365,7 @@ def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, Weights]:
         ) from error
     if config.get("type") != "unclip":
         raise UserError(f"{directory} holds no unCLIP decoder; make one with import-unclip.")
-    return UnclipSpec.from_config(config), Weights(directory / WEIGHTS_FILE)
+    return UnclipSpec.from_config(config), map_arrays(directory / WEIGHTS_FILE)
 
 
 def _interleaved(first: jax.Array, second: jax.Array) -> jax.Array:

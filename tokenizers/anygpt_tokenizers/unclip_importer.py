@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,10 @@ from anygpt_tokenizers import unclip_configs as configs
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_text import ClipText, TextSpec
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
-from anygpt_tokenizers.importers import write_new_directory
+from anygpt_tokenizers.importers import read_checkpoint, to_numpy, write_new_directory
+from anygpt_tokenizers.safetensors_file import write_arrays
 from anygpt_tokenizers.unclip import abstract_params
 from anygpt_tokenizers.unclip_prompts import TOKENIZER_FILES
-from anygpt_tokenizers.weights_io import Entry, Weights, write_weights
 
 # Our names of modules -> the originals'; kernels, scales and biases are weights and biases of those.
 RESNET = {
@@ -93,27 +94,37 @@ LEFT_OUT = {
 FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
+class Entry(NamedTuple):
+    """An array to be written: its name and shape, and what makes it when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+
 class Source:
     """One directory's weights under canonical keys, and which of them were used."""
 
     def __init__(self, folder: Path, canonical: Callable[[str], str] = str):
-        self.weights = Weights(_weights_file(folder))
+        self.place = _weights_file(folder)
+        self.tensors = read_checkpoint(self.place)
         self.part = folder.name
-        self.original = {canonical(key): key for key in self.weights.shapes}
+        self.original = {canonical(key): key for key in self.tensors}
         self.used: set[str] = set()
 
     def take(self, key: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
         """What reads the array of a key; UserError if it is missing or has another shape."""
         if key not in self.original:
-            raise UserError(f"{self.weights.place}: the key {key!r} is missing.")
+            raise UserError(f"{self.place}: the key {key!r} is missing.")
         original = self.original[key]
-        if self.weights.shapes[original] != shape:
+        tensor = self.tensors[original]
+        if tuple(tensor.shape) != shape:
             raise UserError(
-                f"{self.weights.place}: {original!r} has the shape {self.weights.shapes[original]}; with "
-                f"this config it must be {shape}."
+                f"{self.place}: {original!r} has the shape {tuple(tensor.shape)}; with this config it must "
+                f"be {shape}."
             )
         self.used.add(key)
-        return lambda: self.weights[original]
+        return lambda: to_numpy(tensor)
 
     def finish(self) -> int:
         """How many keys were left out; UserError names one that nobody knows."""
@@ -121,7 +132,7 @@ class Source:
         known = LEFT_OUT[self.part]
         unknown = [self.original[key] for key in rest if known is None or not known.fullmatch(key)]
         if unknown:
-            raise UserError(f"{self.weights.place}: the key {min(unknown)!r} is not known.")
+            raise UserError(f"{self.place}: the key {min(unknown)!r} is not known.")
         return len(rest)
 
 
@@ -169,7 +180,9 @@ def import_unclip(src: str | os.PathLike, out: str | os.PathLike, param_dtype: s
 
     def write(folder: Path) -> None:
         empty = Entry("empty_prompt", (spec.text.positions, spec.unet.text_dim), lambda: encoded(tokens))
-        write_weights(folder / WEIGHTS_FILE, [*entries, *text_entries, empty], param_dtype)
+        arrays = {entry.name: entry for entry in (*entries, *text_entries, empty)}
+        shapes = {name: entry.shape for name, entry in arrays.items()}
+        write_arrays(folder / WEIGHTS_FILE, shapes, np.dtype(param_dtype), lambda name: arrays[name].make())
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         for name in TOKENIZER_FILES:  # for prompts; the empty one needs none
             if (src / "tokenizer" / name).is_file():

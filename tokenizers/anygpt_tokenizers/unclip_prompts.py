@@ -31,7 +31,7 @@ def embed_prompts(directory: str | os.PathLike, prompts: Sequence[str]) -> np.nd
     config = json.loads((Path(directory) / CONFIG_FILE).read_text())
     begin, end, pad = config["empty_prompt_tokens"][:3]
     tokens = ClipBpe.from_files(directory, begin, end, pad, spec.text.positions)(prompts)
-    names = [name for name in weights.shapes if name.startswith("text/")]
+    names = [name for name in weights if name.startswith("text/")]
     arrays = {name.removeprefix("text/"): np.asarray(weights[name], np.float32) for name in names}
     return np.asarray(_encoder(spec.text)(traverse_util.unflatten_dict(arrays, sep="/"), tokens))
 
