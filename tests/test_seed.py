@@ -2,19 +2,20 @@
 
 import dataclasses
 import functools
-import sys
-import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from anygpt_tokenizers import seed
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import MediaError, load_codec
 from anygpt_tokenizers.seed import ImageTokenizer, SeedCodec
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
+from anygpt_tokenizers.unclip_importer import import_unclip
 from PIL import Image, ImageOps
+from recorded_unclip import write_directory
 from seed_states import SMALL, random_codec, random_files, random_pictures, stages
 
 FIXTURE = Path(__file__).parent / "fixtures" / "image_seed.npz"
@@ -215,8 +216,7 @@ def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp
         def decode(self, embeddings, key, **options):
             return embeddings, key, options
 
-    module = types.SimpleNamespace(UnclipDecoder=UnclipDecoder)
-    monkeypatch.setitem(sys.modules, "anygpt_tokenizers.unclip", module)
+    monkeypatch.setattr(seed, "UnclipDecoder", UnclipDecoder)
     (tmp_path / "codec" / "unclip").mkdir()
     (tmp_path / "codec" / "unclip" / "config.json").write_text("{}")
     embeddings, key, options = tokenizer.decode(codes)
@@ -229,6 +229,21 @@ def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp
         tokenizer.decode(codes, negative_codes=others[:1])
     tokenizer.codec.save_pretrained(tmp_path / "copy")
     assert load_codec(tmp_path / "copy").unclip
+
+
+def test_a_picture_becomes_codes_and_codes_a_picture_again(tmp_path):
+    spec = dataclasses.replace(SMALL, embed_dim=8)  # what the recorded decoder takes
+    random_codec(tmp_path, random_files(spec))
+    write_directory(tmp_path / "diffusers")
+    import_unclip(tmp_path / "diffusers", tmp_path / "codec" / "unclip")
+    tokenizer, seen = ImageTokenizer.from_pretrained(tmp_path / "codec"), []
+    codes = tokenizer.encode(random_pictures(2))
+    pictures = tokenizer.decode(codes, key=1, steps=3, progress=lambda *done: seen.append(done))
+    assert pictures.shape == (2, 8, 8, 3) and pictures.dtype == np.uint8 and seen[-1] == (4, 4)
+    embeddings = tokenizer.embed(codes)
+    alone = tokenizer.codec.unclip.decode(embeddings, 1, num_inference_steps=3)
+    assert np.array_equal(pictures, alone)
+    assert not np.array_equal(pictures, tokenizer.decode((codes + 1) % 2048, key=1, steps=3))
 
 
 def test_damaged_and_foreign_directories_are_one_sentence(codec, tmp_path):

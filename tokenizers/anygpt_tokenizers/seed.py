@@ -8,7 +8,6 @@ can be a picture and gives codes without the axis of codebooks, of which there i
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, MediaError
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
+from anygpt_tokenizers.unclip import UnclipDecoder
 
 BATCH = 64  # pictures in one call of a program
 UNCLIP = "unclip"
@@ -89,7 +89,7 @@ class SeedCodec(Codec):
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     @functools.cached_property
-    def unclip(self):
+    def unclip(self) -> UnclipDecoder:
         """The decoder of the directory unclip/; UserError where there is none."""
         directory = self.directory / UNCLIP
         if not (directory / CONFIG_FILE).is_file():
@@ -97,8 +97,7 @@ class SeedCodec(Codec):
                 f"{self.directory} has no unCLIP decoder, so its codes can't become pictures; run "
                 f"python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}."
             )
-        module = importlib.import_module("anygpt_tokenizers.unclip")
-        decoder = module.UnclipDecoder.from_pretrained(directory, self.config["dtype"])
+        decoder = UnclipDecoder.from_pretrained(directory, self.config["dtype"])
         return decoder.on_mesh(self.mesh, self._batch_axes[0]) if self.mesh else decoder
 
     def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str = "fsdp") -> Self:
