@@ -18,9 +18,12 @@ def load(name: str):
 
 def test_encodecs_recipe_lowers_its_loss_and_uses_its_codes(tmp_path):
     data = write_tones(tmp_path, "music")
-    metrics = train_codec(load("encodec.py:dummy"), data, tmp_path / "out", data)
+    config = load("encodec.py:dummy")
+    config.steps = 120
+    metrics = train_codec(config, data, tmp_path / "out", data)
     log = read_log(tmp_path / "out")
-    assert log[-1]["mel_scales"] < 0.8 * log[0]["mel_scales"]
+    early, late = ([row["mel_scales"] for row in rows] for rows in (log[:2], log[-4:]))
+    assert np.mean(late) < 0.7 * np.mean(early)
     assert isinstance(load_codec(tmp_path / "out"), Encodec)
     assert min(metrics["heldout"]["codes_used"]) > 2
 
