@@ -10,9 +10,11 @@ workdir/
 import dataclasses
 import importlib.metadata
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +23,7 @@ import orbax.checkpoint as ocp
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
 from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers as policies
 
 from anygpt_jax import distributed, integrity, sharding
 from anygpt_jax.model.config import DecoderConfig
@@ -34,20 +37,39 @@ VOCABULARY, TEXT_MODEL, CODECS = "vocabulary.json", "text.model", "codecs"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
 
 
+def local_directory(workdir: str | os.PathLike) -> str:
+    """The absolute path of a working directory; a UserError for a bucket's address, which is none."""
+    if "://" in str(workdir):
+        raise UserError(
+            f"{workdir} is an address, not a directory; mount the bucket (with gcsfuse, as launch/ does) and "
+            "give the path where it is mounted."
+        )
+    return os.path.abspath(workdir)
+
+
 def package_versions() -> dict[str, str]:
     """Name → version of what decides a checkpoint's content."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 class JointCheckpoint:
-    """Saves and restores the training state of one directory, asynchronously; the newest `keep` stay."""
+    """Saves and restores the training state of one directory, asynchronously.
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3):
-        self.workdir = os.path.abspath(workdir)
+    Args:
+      keep: how many of the newest stay; None keeps all. keep_every: its multiples stay too, for good.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int | None = 3, keep_every: int = 0):
+        self.workdir = local_directory(workdir)
+        stays = [policies.LatestN(keep)]
+        if keep_every:
+            stays.append(policies.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
             os.path.join(self.workdir, CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
+                preservation_policy=policies.AnyPreservationPolicy(stays),
+                create=True,
+                enable_async_checkpointing=True,
             ),
         )
         self._unrecorded: int | None = None  # the step whose checksums are still to be written
@@ -114,6 +136,12 @@ class JointCheckpoint:
     def close(self) -> None:
         self._manager.close()
         self._recorder.shutdown()
+
+    def discard_unfinished(self) -> None:
+        """Removes what an interrupted save has left, which takes space and is of no use."""
+        if distributed.is_primary():
+            for path in Path(self.workdir, CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _record_finished(self) -> None:
         """Waits for the running save, as the next one would; the checksums then need no waiting."""
@@ -224,7 +252,7 @@ def describe_model(
 
     UserError if the directory, the checkpoint or the step is not there.
     """
-    workdir = os.path.abspath(workdir)
+    workdir = local_directory(workdir)
     if not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
         raise UserError(
             f"{workdir} holds no model (no {CHECKPOINTS}/ in it); give the --workdir of a training run."

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,29 @@ def start(coordinator: str | None, num_processes: int | None = None, process_id:
       coordinator: None for a run of one process; "auto" where the cluster says who is there (Cloud TPU, GKE,
         Slurm, Open MPI); else HOST:PORT of process 0, with the other two arguments.
 
+    A host that waits for the others longer than SECONDS ends with one sentence.
+
     Raises:
-      UserError: the others did not come within SECONDS.
+      UserError: the arguments do not belong together, or the cluster does not say who is there.
     """
     if coordinator is None:
         return
     where = {} if coordinator == AUTO else {"coordinator_address": coordinator}
     if coordinator != AUTO and (num_processes is None or process_id is None):
         raise UserError(f"--coordinator={coordinator} needs --num_processes and --process_id.")
+    whom = f"{num_processes or 'all'} hosts at {coordinator}" if where else "the cluster's hosts"
     try:
-        jax.distributed.initialize(
-            **where, num_processes=num_processes, process_id=process_id, initialization_timeout=SECONDS
-        )
+        # When jax's own time is over it aborts the process with a stack trace; ours ends first.
+        with _watchdog([f"waiting for {whom}"]):
+            jax.distributed.initialize(
+                **where,
+                num_processes=num_processes,
+                process_id=process_id,
+                initialization_timeout=3 * SECONDS,
+            )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The hosts did not find each other within {SECONDS} s: {reason}") from error
+        raise UserError(f"The hosts did not find each other: {reason}") from error
 
 
 def is_primary() -> bool:
@@ -57,6 +65,20 @@ def barrier(name: str) -> None:
     """Waits until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def on_primary(action: Callable[[], None]) -> None:
+    """Runs what is done once while the others wait; a UserError of it is raised on every process."""
+    message = ""
+    if is_primary():
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    if jax.process_count() > 1:
+        message = _gather_texts(message)[0]
+    if message:
+        raise UserError(message)
 
 
 def preflight(workdir: str | os.PathLike, config: Any) -> None:
@@ -91,9 +113,9 @@ def _description(config: Any) -> dict[str, str]:
 
 def _gather_texts(text: str) -> list[str]:
     """The text of every process, in their order."""
-    data = text.encode().ljust(_TEXT_BYTES)
+    data = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
     gathered = multihost_utils.process_allgather(np.frombuffer(data, np.uint8))
-    return [bytes(row).decode().rstrip() for row in np.asarray(gathered)]
+    return [bytes(row).decode(errors="ignore").rstrip() for row in np.asarray(gathered)]
 
 
 def _compare(texts: list[str]) -> None:

@@ -22,7 +22,7 @@ from anygpt_jax.data import defaults, documents, tokenizing
 from anygpt_jax.evaluation import evaluate
 from anygpt_jax.smallworld.generate import generate
 from anygpt_jax.stages import Stages
-from anygpt_jax.training import loop
+from anygpt_jax.training import ending, loop
 from anygpt_jax.training.metrics_log import read_metrics
 
 WORLD, TOKENS, PACKED, MODEL, EVALUATION = "world", "tokens", "packed", "model", "evaluation"
@@ -139,7 +139,7 @@ def main(positional: list[str]) -> int:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
     allocator.keep_freed_memory()
     result: dict[str, Any] = {}
-    failed = loop.exit_code(lambda: result.update(quickstart(flags.FLAGS.config, _WORKDIR.value)))
+    failed = ending.exit_code(lambda: result.update(quickstart(flags.FLAGS.config, _WORKDIR.value)))
     if failed:
         return failed
     tables = {"this run": result["directions"]}

@@ -37,7 +37,11 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh data × fsdp × tensor; one size may be -1, which takes the devices that are left.
 
-    UserError if the sizes do not multiply to the number of devices (all of them unless `devices` are given).
+    `sizes` may also have "slices": the TPU slices that the devices belong to, which only the data center's
+    network joins. The data axis then counts slices first, so that no other axis crosses that network.
+
+    UserError if the sizes do not multiply to the number of devices (all of them unless `devices` are given),
+    if the slices do not divide the data axis, or if the devices belong to another number of slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
@@ -50,7 +54,26 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"The mesh {wanted} does not fit {len(devices)} device(s); set config.mesh so that the product "
             f"is {len(devices)} (one axis may be -1)."
         )
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    by_slice = devices_by_slice(devices, sizes.get("slices", 1), shape[0])
+    return Mesh(by_slice.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def devices_by_slice(devices: Sequence[jax.Device], slices: int, data: int) -> np.ndarray:
+    """The devices, slice after slice; those that know no slice (not TPUs) are cut into equal runs."""
+
+    def slice_of(device: jax.Device) -> int:
+        return getattr(device, "slice_index", None) or 0
+
+    found = {slice_of(device) for device in devices}
+    if len(found) not in (1, slices):
+        raise UserError(
+            f"The devices belong to {len(found)} slices but config.mesh.slices = {slices}; set it to "
+            f"{len(found)}."
+        )
+    if slices < 1 or data % slices:
+        raise UserError(f"config.mesh.slices = {slices} does not divide config.mesh.data = {data}.")
+    # Stable: within a slice the order stays, which is that of the hosts.
+    return np.asarray(sorted(devices, key=slice_of))
 
 
 def check_divisible(config: DecoderConfig, mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:

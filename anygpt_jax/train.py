@@ -13,7 +13,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 
 from anygpt_jax import allocator, distributed
-from anygpt_jax.training import loop
+from anygpt_jax.training import ending, loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, codecs.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "On several hosts: auto, or HOST:PORT of process 0.")
@@ -31,7 +31,7 @@ def main(positional: list[str]) -> int:
         raise cli.UserError("Give the directory of the run as --workdir=DIR.")
     allocator.keep_freed_memory()
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    return loop.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
+    return ending.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,28 @@ MIXTURE = {
     "music": 0.25,  # YouTube-Music-1M, MusicGen-Synthesis
 }
 
-# What changes on a slice: checked with `python -m anygpt_jax.compile_check` on the topology in the comment.
+# What changes on a slice. One row of 4,096 tokens per device where there is not more memory than that; the
+# parameters divided over all devices. Predictions and how they were checked: docs/performance.md.
+_ROWS_OF_4096 = {"pack.seq_len": 4096, "mesh.data": 1}
+_HALF_OF_VMEM = {"scoped_vmem_kib": 65_536}
 SLICES = {
-    "v5e-64": {  # v5e:8x8, one row of 4,096 tokens per chip
-        "data.batch_size": 64,
-        "pack.seq_len": 4096,
-        "mesh.data": 1,
-        "mesh.fsdp": 64,
-        "model.remat_policy": "full",
-    },
+    "v4-128": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "full"},
+    "v5e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "full", **_HALF_OF_VMEM},
+    "v5e-256": {"data.batch_size": 256, "mesh.fsdp": 256, "model.remat_policy": "full", **_HALF_OF_VMEM},
+    "v5p-128": {"data.batch_size": 128, "mesh.fsdp": 64, "model.remat_policy": "minimal"},
+    "v6e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "save_qkv"},
+    # No compiler checks these two.
+    "8xh100": {"data.batch_size": 16, "mesh.fsdp": 8, "model.remat_policy": "minimal"},
+    "h200": {"data.batch_size": 2, "mesh.fsdp": 1, "model.remat_policy": "full"},
+}
+SLICES = {name: {**_ROWS_OF_4096, **values} for name, values in SLICES.items()}
+# As compile_check names the TPU slices; a v4 or v5p name counts cores, two a chip.
+TOPOLOGIES = {
+    "v4-128": "v4:4x4x4",
+    "v5e-64": "v5e:8x8",
+    "v5e-256": "v5e:16x16",
+    "v5p-128": "v5:4x4x4",
+    "v6e-64": "v6e:8x8",
 }
 
 
@@ -42,7 +55,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.preset = "llama2-7b"
     config.steps = 81_000
     config.log_every = 10
-    config.checkpoint.every = 1000
+    # Temporary ones by the clock, for what a preemption may cost; every fifth thousandth step for good.
+    config.checkpoint.update({"every": 1000, "minutes": 15.0, "keep_every": 5000})
     config.data.batch_size = 480
     config.data.mixture = MIXTURE
 
@@ -56,7 +70,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
     config.optimizer.clip = 1.0
 
-    config.mesh = {"data": -1, "fsdp": 32, "tensor": 1}
+    config.mesh = {"data": -1, "fsdp": 32, "tensor": 1, "slices": 1}
     if argument == "stage2":
         config.steps = 4_000
     elif argument in SLICES:

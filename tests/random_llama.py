@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from anygpt_tokenizers.safetensors_file import SafetensorsWriter
 
 from anygpt_jax import vocabulary
 from anygpt_jax.convert.layout import tensors
-from anygpt_jax.convert.safetensors_file import SafetensorsWriter
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.text import TextTokenizer
 

@@ -68,6 +68,14 @@ def test_splash_attention_on_a_mesh_equals_one_device():
     np.testing.assert_allclose(divided, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotation_by_a_product_is_the_rotation(dtype):
+    (query, *_), _ = inputs(dtype)
+    tables = attention.rope_tables(jnp.tile(jnp.arange(LENGTH), (BATCH, 1)), LENGTH, HEAD_DIM, 1e4)
+    expected = attention.apply_rope(query, tables)
+    np.testing.assert_array_equal(attention.apply_rope_by_product(query, tables), expected)
+
+
 def test_auto_is_einsum_on_a_cpu_and_a_choice_stands():
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     config = DecoderConfig.preset("llama2-7b", vocab_size=128, num_real_rows=128)

@@ -27,7 +27,7 @@ def codec() -> AudioCodec:
     training = AudioTraining(dummy_config(num_codebooks=2))
     params, state = training.init(jax.random.key(0), [])
     noise = jax.random.normal(jax.random.key(1), (1, 64 * 640)) * 0.1
-    latents = training.module.apply({"params": params}, noise, method="encode")[0]
+    latents = training.generator.encode(params, noise)[0]
     embed = jnp.stack([latents[:32], latents[32:] - latents[:32]])
     return training.to_codec(params, state._replace(codebooks=state.codebooks._replace(embed=embed)))
 
@@ -71,7 +71,8 @@ def test_both_fronts_and_heads_keep_the_frame_count(front, head):
     assert codes.shape == (2, 4, 1) and codes.dtype == np.int32
     wave = codec.decode(codes)
     assert wave.shape == (2, 4 * 640) and wave.dtype == np.float32 and np.isfinite(wave).all()
-    loss, _ = jax.jit(training.loss)(params, state, noise(2, config.crop_frames * 640), jax.random.key(0))
+    batch = {"wave": noise(2, config.crop_frames * 640)}
+    loss, _ = jax.jit(training.loss)(params, state, batch, jax.random.key(0))
     assert np.isfinite(loss)
 
 
@@ -106,6 +107,13 @@ def test_a_saved_codec_has_the_same_hash_and_the_same_codes_and_sound(codec, tmp
 )
 def test_codes_that_are_not_the_codecs_get_one_sentence(codec, codes):
     with pytest.raises(cli.UserError):
+        codec.decode(codes)
+
+
+def test_a_code_out_of_range_is_named_with_its_place(codec):
+    codes = np.zeros((2, 3, 2), np.int32)
+    codes[1, 2, 1] = 32
+    with pytest.raises(cli.UserError, match=r"row 1, frame 2, level 1 is 32"):
         codec.decode(codes)
 
 

@@ -1,6 +1,7 @@
 """The compile check reads what the compiler writes; with libtpu installed it compiles for a real slice."""
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from anygpt_tokenizers.cli import UserError, load_config
 
 from anygpt_jax.compilation import hlo, slices
+from anygpt_jax.compilation.codec_check import check_speechtokenizer_encode
+from anygpt_jax.compilation.decode_check import check_decode
 from anygpt_jax.compilation.train_check import check_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +49,23 @@ def test_a_loops_body_counts_once_per_trip():
     assert cost.arrays["f32[64,128]"] == 64 * 128 * 4
 
 
+def test_a_reduce_scatter_counts_what_it_sends():
+    scattered = (
+        "%y.1 = bf16[512,128]{1,0} copy(%w)\n  %rs.1 = bf16[8,128]{1,0} reduce-scatter(%y.1), to_apply=%a"
+    )
+    cost = hlo.cost_of(PROGRAM.replace("%p0 = ", f"{scattered}\n  %p0 = "))
+    assert cost.collectives["reduce-scatter"] == [1, 512 * 128 * 2]
+
+
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.cost_of("nothing")
+
+
+@pytest.mark.parametrize("count", ["0", "two", "2*2"])
+def test_an_impossible_number_of_slices_is_named(count):
+    with pytest.raises(UserError, match="number of slices"):
+        slices.devices_of(f"v5e:2x2*{count}")
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", ""])
@@ -90,8 +107,50 @@ def test_a_small_model_compiles_for_a_slice_with_splash_attention():
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_a_knob(monkeypatch):
-    chip = slices.Chip(2**20, 197e12, 1.5e9)
+    chip = slices.Chip(2**20, 197e12, 1.5e9, 819e9)
     monkeypatch.setitem(slices.CHIPS, "v5e", chip)
     report, _ = check_train_step(dummy(), "v5e:2x2")
     assert not report["fits"]
     assert report["advice"] == "--config.mesh.fsdp=4 --config.mesh.data=1"
+
+
+@needs_libtpu
+def test_two_slices_are_one_mesh_whose_data_axis_joins_them():
+    config = dummy()
+    config.data.batch_size = 8
+    config.mesh = {"data": 2, "fsdp": 4, "tensor": 1, "slices": 2}
+    report, _ = check_train_step(config, "v5e:2x2*2")
+    assert report["devices"] == 8 and report["fits"]
+    config.mesh.slices = 1
+    with pytest.raises(UserError, match=r"belong to 2 slices but config.mesh.slices = 1"):
+        check_train_step(config, "v5e:2x2*2")
+
+
+@needs_libtpu
+def test_the_sampler_compiles_for_a_slice():
+    config = dummy()
+    config.model.update(num_heads=4, num_kv_heads=4)
+    report, text = check_decode(config, "v5e:2x2", rows=2, length=64)
+    assert report["fits"] and report["mesh"]["tensor"] == 4
+    assert report["seconds_per_token"] > report["roofline_seconds_per_token"] > 0
+    assert "while" in text
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e:1x1", "v4:1x1x1"])
+def test_a_codec_compiles_for_one_chip(chip):
+    report, _ = check_speechtokenizer_encode(chip, rows=64, seconds=10)
+    assert report["fits"] and report["devices"] == 1
+    assert report["seconds_of_sound"] > report["seconds"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e-64", "v4-128", "v5p-128"])
+def test_the_recommended_settings_fit_their_slice(name):
+    path = ROOT / "configs/pretrain.py"
+    topology = runpy.run_path(str(path))["TOPOLOGIES"][name]
+    report, _ = check_train_step(load_config(f"{path}:{name}"), topology)
+    assert report["devices"] == 64 and report["attention"] == "splash"
+    assert report["fits"] and report["mfu"] > 0.4

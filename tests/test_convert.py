@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import random_llama
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import SafetensorsFile
 from fake_data import FakeData
 
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.checkpoint import load_model
 from anygpt_jax.convert import export_hf, grow, import_hf, tokens
-from anygpt_jax.convert.safetensors_file import SafetensorsFile
 from anygpt_jax.convert.store import ParameterStore
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.text import TextTokenizer

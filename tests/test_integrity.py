@@ -1,5 +1,9 @@
 """A damaged checkpoint is named and the one before it is used."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData
@@ -64,6 +68,47 @@ def test_checksums_cover_the_checkpoints_that_are_kept_and_no_others(tmp_path):
     loop.train(config, str(tmp_path), FakeData(), one_device())
     assert {path.stem for path in (tmp_path / "checksums").iterdir()} == {"16", "20"}
     assert integrity.newest_whole(tmp_path, [16, 20]) == (20, {})
+
+
+def test_multiples_of_keep_every_stay_for_good(tmp_path):
+    config = dummy_config(checkpoint__every=4, checkpoint__keep=1, checkpoint__keep_every=8)
+    loop.train(config, str(tmp_path), FakeData(), one_device())
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [8, 16, 20]
+
+
+FULL_DISK = """
+import sys
+sys.path.insert(0, {tests!r})
+from anygpt_tokenizers import cli
+from fake_data import FakeData
+from test_training import dummy_config, one_device
+from anygpt_jax.training import ending, loop
+
+config = dummy_config(steps=60, checkpoint__every=5, checkpoint__keep=100)
+cli.run(lambda _: ending.exit_code(lambda: loop.train(config, {workdir!r}, FakeData(), one_device())))
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path):
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    script = tmp_path / "run.py"
+    script.write_text(FULL_DISK.format(tests=os.path.dirname(__file__), workdir=str(disk / "run")))
+    mount = f"mount -t tmpfs -o size=3m tmpfs {disk}"
+    own_namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*own_namespace, mount], capture_output=True).returncode:
+        pytest.skip("this system lets no test mount a small disk of its own")
+    command = f"{mount} && {sys.executable} {script}; code=$?; cp -r {disk} {kept}; exit $code"
+    done = subprocess.run([*own_namespace, command], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: No space is left on the disk of ")
+    steps = [int(path.name) for path in (kept / "run" / "checkpoints").iterdir()]
+    assert f"the checkpoint of step {max(steps)} stands" in last
+    assert integrity.newest_whole(kept / "run", steps) == (max(steps), {})
+
+    _train(kept / "run", max(steps) + 10)  # and there is room now
+    assert curve(kept / "run")[-1]["step"] == max(steps) + 10
 
 
 def test_a_checkpoint_without_checksums_counts_as_whole(tmp_path):

@@ -1,5 +1,6 @@
 """Real processes: together they train like one, any number of them resumes, and an odd one is named."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -38,6 +39,12 @@ def packed(tmp_path_factory):
 @pytest.fixture
 def start():
     """Starts one process of a run; whatever still runs at the end of a test is killed."""
+    with _starter() as start_one:
+        yield start_one
+
+
+@contextlib.contextmanager
+def _starter():
     running = []
 
     def start_one(workdir, packed, devices, arguments=(), **settings):
@@ -51,10 +58,12 @@ def start():
         )
         return running[-1]
 
-    yield start_one
-    for process in running:
-        process.kill()
-        process.communicate()
+    try:
+        yield start_one
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 def _free_address():
@@ -63,18 +72,19 @@ def _free_address():
         return f"localhost:{probe.getsockname()[1]}"
 
 
-def _start_two(start, workdir, packed, different=None, **settings):
+def _start_together(start, workdir, packed, count=2, different=None, **settings):
+    """`count` processes of one run on eight devices; `different` are settings of the last."""
     address = _free_address()
     return [
         start(
             workdir,
             packed,
-            4,
-            [f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"],
+            8 // count,
+            [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}"],
             **settings,
-            **(different or {} if index else {}),
+            **(different or {} if index == count - 1 else {}),
         )
-        for index in range(2)
+        for index in range(count)
     ]
 
 
@@ -88,25 +98,43 @@ def _losses(workdir):
     return [row["loss"] for row in read_metrics(str(workdir))]
 
 
-def test_two_processes_train_like_one_and_one_resumes_what_two_saved(tmp_path, packed, start):
-    _finish(start(tmp_path / "one", packed, 8, steps=20, mesh__fsdp=2))
-    expected = _losses(tmp_path / "one")
-    assert len(expected) == 20
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, packed):
+    """The losses of thirty steps on eight devices of one process."""
+    workdir = tmp_path_factory.mktemp("one")
+    with _starter() as start:
+        _finish(start(workdir, packed, 8, steps=30, mesh__fsdp=2))
+    losses = _losses(workdir)
+    assert len(losses) == 30
+    return losses
 
+
+def test_two_processes_train_like_one_and_one_resumes_what_two_saved(tmp_path, packed, start, expected):
     together = tmp_path / "two"
-    _finish(*_start_two(start, together, packed, steps=10, mesh__fsdp=2))
+    _finish(*_start_together(start, together, packed, steps=10, mesh__fsdp=2))
     assert _losses(together) == pytest.approx(expected[:10], rel=1e-5)
     assert _losses(together / "hosts" / "1") == _losses(together)
 
     for devices in (4, 1):
         alone = tmp_path / f"alone{devices}"
         shutil.copytree(together, alone)
-        _finish(start(alone, packed, devices, steps=20, mesh__fsdp=1))
+        _finish(start(alone, packed, devices, steps=30, mesh__fsdp=1))
         assert _losses(alone) == pytest.approx(expected, rel=1e-5)
 
 
+def test_four_processes_train_like_one_and_resume_their_checkpoint_by_the_clock(
+    tmp_path, packed, start, expected
+):
+    together = tmp_path / "four"
+    settings = {"mesh__fsdp": 2, "checkpoint__every": 1000, "checkpoint__minutes": 1e-6}
+    _finish(*_start_together(start, together, packed, 4, steps=5, **settings))
+    assert len(list((together / "checkpoints").iterdir())) == 3  # the newest of those of every logged step
+    _finish(*_start_together(start, together, packed, 4, steps=10, **settings))
+    assert _losses(together) == pytest.approx(expected[:10], rel=1e-5)
+
+
 def test_a_host_with_another_config_is_named_and_nothing_is_trained(tmp_path, packed, start):
-    processes = _start_two(start, tmp_path / "run", packed, different={"seed": 7}, steps=10)
+    processes = _start_together(start, tmp_path / "run", packed, different={"seed": 7}, steps=10)
     for process in processes:
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == 2, errors
@@ -114,8 +142,17 @@ def test_a_host_with_another_config_is_named_and_nothing_is_trained(tmp_path, pa
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_what_only_the_first_process_notices_ends_all_of_them(tmp_path, packed, start):
+    (tmp_path / "run").mkdir()
+    shutil.copy(ROOT / "anygpt_jax" / "assets" / "smallworld_model" / "vocabulary.json", tmp_path / "run")
+    for process in _start_together(start, tmp_path / "run", packed, steps=10):
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 2, errors
+        assert "checkpoint in" in errors and "Traceback" not in errors
+
+
 def test_sigterm_to_one_process_saves_and_stops_all(tmp_path, packed, start):
-    processes = _start_two(start, tmp_path / "run", packed, steps=100_000, checkpoint__every=50_000)
+    processes = _start_together(start, tmp_path / "run", packed, steps=100_000, checkpoint__every=50_000)
     end = time.monotonic() + 300
     while len(_losses(tmp_path / "run")) < 5:
         assert time.monotonic() < end and all(process.poll() is None for process in processes)
@@ -133,3 +170,17 @@ def test_an_address_needs_the_number_of_processes(tmp_path, packed, start):
     errors = process.communicate(timeout=300)[1]
     assert process.returncode == 2
     assert "needs --num_processes and --process_id" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_host_that_waits_in_vain_ends_with_one_sentence(process_id):
+    code = (
+        "from anygpt_jax import distributed\n"
+        "distributed.SECONDS = 3\n"
+        f"distributed.start('{_free_address()}', 2, {process_id})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: waiting for 2 hosts at ") and "a host is missing" in lines[-1]
+    assert "Traceback" not in done.stderr and "stack trace" not in done.stderr

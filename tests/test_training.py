@@ -17,7 +17,7 @@ from fake_data import FakeData, small_vocabulary
 from anygpt_jax import sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
 from anygpt_jax.model.decoder import init_params
-from anygpt_jax.training import defaults, loop
+from anygpt_jax.training import defaults, ending, loop
 from anygpt_jax.training.metrics_log import read_metrics
 from anygpt_jax.training.optimizer import SPIKE_WARMUP, make_optimizer, make_schedule
 from anygpt_jax.training.state import abstract_state, init_state
@@ -255,12 +255,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
     config = dummy_config()
     config.direction_weights = {"image->text": float("nan")}
-    with pytest.raises(loop.DivergedError, match=r"Step 14: .* checkpoint of step 10 stands"):
+    with pytest.raises(ending.DivergedError, match=r"Step 14: .* checkpoint of step 10 stands"):
         loop.train(config, str(tmp_path), Data(), one_device())
     checkpoint = JointCheckpoint(tmp_path)
     assert checkpoint.all_steps() == [10]
     checkpoint.close()
     assert [row["step"] for row in curve(tmp_path)] == [5, 10]
+
+
+def test_the_address_of_a_bucket_is_no_working_directory():
+    with pytest.raises(UserError, match="gs://bucket/run is an address"):
+        loop.train(dummy_config(), "gs://bucket/run", FakeData(), one_device())
 
 
 RUNNER = """
@@ -269,7 +274,7 @@ RUNNER = """
     import jax
     from fake_data import FakeData
     from test_training import dummy_config
-    from anygpt_jax.training import loop
+    from anygpt_jax.training import ending, loop
 
     class SlowData(FakeData):
         def iterator(self, start_step, prefetch):
@@ -278,7 +283,7 @@ RUNNER = """
                 yield batch
 
     config = dummy_config(steps=60, checkpoint__every=7)
-    sys.exit(loop.exit_code(lambda: loop.train(config, sys.argv[1], SlowData(), jax.devices()[:1])))
+    sys.exit(ending.exit_code(lambda: loop.train(config, sys.argv[1], SlowData(), jax.devices()[:1])))
 """
 
 

@@ -6,6 +6,7 @@ loop's body counts once per trip. Pallas kernels have no estimate, and collectiv
 
 import collections
 import dataclasses
+import math
 import re
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
@@ -25,7 +26,7 @@ class Cost:
     Attributes:
       cycles: XLA's estimates, added up. by_operation: the same by the JAX operation that asked for it.
       kernels: launches of Pallas kernels.
-      collectives: kind → [launches, bytes of results].
+      collectives: kind → [launches, bytes], of what is sent by reduce-scatters, and else of results.
       arrays: array type such as "bf16[64,4096]" → its bytes, of results of the entry and of loop bodies.
     """
 
@@ -46,21 +47,22 @@ def cost_of(text: str) -> Cost:
     return cost
 
 
-def _parse(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str | None]:
-    """Computation → its instructions (result type, opcode, rest of the line), and the entry's name."""
-    computations: dict[str, list[tuple[str, str, str]]] = {}
+def _parse(text: str) -> tuple[dict[str, list[tuple[str, ...]]], str | None]:
+    """Computation → its instructions (name, result type, opcode, rest of the line), and the entry's name."""
+    computations: dict[str, list[tuple[str, ...]]] = {}
     entry, body = None, None
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             body = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
         elif body is not None and (instruction := _INSTRUCTION.match(line)):
-            body.append(instruction.groups()[1:])
+            body.append(instruction.groups())
     return computations, entry
 
 
 def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
-    for result, opcode, rest in computations.get(name, ()):
+    types = {instruction: result for instruction, result, _, _ in computations.get(name, ())}
+    for _, result, opcode, rest in computations.get(name, ()):
         if opcode == "while":
             condition = re.search(r"condition=%([\w.\-]+)", rest)[1]
             body = re.search(r"body=%([\w.\-]+)", rest)[1]
@@ -73,7 +75,9 @@ def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
         if kind and not opcode.endswith("-done"):
             entry = cost.collectives.setdefault(kind, [0, 0])
             entry[0] += times
-            entry[1] += times * sum(_arrays(result).values())
+            operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
+            whole = [types.get(operand, "") for operand in operands] if kind == "reduce-scatter" else [result]
+            entry[1] += times * sum(_bytes(part) for part in whole)
         if opcode == "custom-call" and "tpu_custom_call" in rest:
             cost.kernels += times
         if opcode not in ("parameter", "tuple", "get-tuple-element"):
@@ -93,7 +97,7 @@ def _trips(computations: dict, condition: str) -> int:
         if name in seen:
             continue
         seen.add(name)
-        for result, opcode, rest in computations.get(name, ()):
+        for _, result, opcode, rest in computations.get(name, ()):
             value = re.match(r"(\d+)\)", rest)
             if opcode == "constant" and value and result.startswith(("s32", "u32", "s64", "u64")):
                 trips = max(trips, int(value[1]))
@@ -103,11 +107,17 @@ def _trips(computations: dict, condition: str) -> int:
 
 def _arrays(result: str) -> dict[str, int]:
     """Array types in a result type, with their bytes (without the padding of the chip's tiles)."""
-    found = {}
+    return {f"{dtype}[{sizes}]": size for dtype, sizes, size in _each_array(result)}
+
+
+def _bytes(result: str) -> int:
+    return sum(size for _, _, size in _each_array(result))
+
+
+def _each_array(result: str) -> list[tuple[str, str, int]]:
+    found = []
     for dtype, sizes in _ARRAY.findall(result):
         if dtype in _BITS:
-            count = 1
-            for size in sizes.split(","):
-                count *= int(size) if size else 1
-            found[f"{dtype}[{sizes}]"] = count * _BITS[dtype] // 8
+            count = math.prod(int(size) for size in sizes.split(",") if size)
+            found.append((dtype, sizes, count * _BITS[dtype] // 8))
     return found

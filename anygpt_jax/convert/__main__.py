@@ -6,6 +6,8 @@
     python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --model_config=FILE --out=CODEC_DIR
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
     python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
+    python -m anygpt_jax.convert import-seed --quantizer=seed_quantizer.pt --vit=eva_vit_g.pth --out=CODEC_DIR
+    python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
 train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
@@ -20,7 +22,9 @@ from absl import flags
 from anygpt_tokenizers import cli
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.importers import import_encodec, import_speechtokenizer
+from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.soundstorm_importer import import_soundstorm
+from anygpt_tokenizers.unclip_importer import import_unclip
 
 from anygpt_jax import convert
 from anygpt_jax.model.config import DecoderConfig
@@ -28,6 +32,8 @@ from anygpt_jax.model.config import DecoderConfig
 _SRC = flags.DEFINE_string("src", None, "Directory or file to read.")
 _CKPT = flags.DEFINE_string("ckpt", None, "Working directory to export, or a codec's weights file.")
 _MODEL_CONFIG = flags.DEFINE_string("model_config", None, "SpeechTokenizer's config.json.")
+_QUANTIZER = flags.DEFINE_string("quantizer", None, "SEED-2's seed_quantizer.pt.")
+_VIT = flags.DEFINE_string("vit", None, "SEED-2's vision tower: eva_vit_g.pth, or a BLIP-2 HF directory.")
 _NUM_CODEBOOKS = flags.DEFINE_integer("num_codebooks", None, "Levels that an imported codec uses.", 1)
 _OUT = flags.DEFINE_string("out", None, "Directory to write; it must not exist yet, or be empty.")
 _VOCABULARY = flags.DEFINE_string(
@@ -89,6 +95,34 @@ def _import_soundstorm() -> str:
     return f"{_OUT.value}: SoundStorm with {parameters:,} parameters"
 
 
+def _import_seed() -> str:
+    codec, report = import_seed(
+        _QUANTIZER.value,
+        _VIT.value,
+        _OUT.value,
+        _DTYPE.value or "float32",
+        _PARAM_DTYPE.value or "float32",
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(codec.params))
+    return (
+        f"{_OUT.value}: SEED-2 with {parameters:,} parameters, {codec.fixed_frames} codes of "
+        f"{codec.codebook_size} per picture\n{report}"
+    )
+
+
+def _import_unclip() -> str:
+    config = import_unclip(_SRC.value, _OUT.value, _PARAM_DTYPE.value or "float32")
+    left_out = [
+        f"{count} {what}" if isinstance(count, int) else f"{what} {', '.join(count)}"
+        for what, count in config["left_out"].items()
+        if count
+    ]
+    return (
+        f"{_OUT.value}: unCLIP decoder, schedule {config['schedule']}, "
+        f"not needed and left out: {'; '.join(left_out) or 'nothing'}"
+    )
+
+
 def _codec_summary(codec: Codec) -> str:
     return (
         f"{_OUT.value}: {codec.modality} at {codec.sample_rate} Hz, {codec.frame_rate:g} frames/s of "
@@ -111,6 +145,8 @@ COMMANDS = {
     "import-speechtokenizer": Command((_CKPT, _MODEL_CONFIG, _OUT), _import_speechtokenizer),
     "import-encodec": Command((_SRC, _OUT), _import_encodec),
     "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
+    "import-seed": Command((_QUANTIZER, _OUT), _import_seed),
+    "import-unclip": Command((_SRC, _OUT), _import_unclip),
 }
 
 

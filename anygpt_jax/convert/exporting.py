@@ -7,13 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import DTYPES, SafetensorsWriter
 from tqdm import tqdm
 
 from anygpt_jax import checkpoint, vocabulary
 from anygpt_jax.convert import tokens
 from anygpt_jax.convert.importing import NEW_ROW_SCALE, read_stored
 from anygpt_jax.convert.layout import Tensor, tensors
-from anygpt_jax.convert.safetensors_file import DTYPES, SafetensorsWriter
 from anygpt_jax.convert.staging import new_directory
 from anygpt_jax.convert.store import ParameterStore
 from anygpt_jax.model.config import DecoderConfig

@@ -7,9 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import SafetensorsFile
 
 from anygpt_jax.convert.layout import IGNORED_SUFFIX, Tensor
-from anygpt_jax.convert.safetensors_file import SafetensorsFile
 from anygpt_jax.convert.tokens import read_json
 
 # What the decoder does; a checkpoint that wants something else cannot be imported.

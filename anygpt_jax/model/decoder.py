@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
@@ -76,7 +77,9 @@ def _gated_backward(inputs, gradient):
     gate, up = inputs
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
-    return gradient * up * (sigmoid + silu * (1 - sigmoid)), gradient * silu
+    # Behind the barrier both are arrays. XLA:TPU would else compute them again inside each of the four
+    # products that read them, which leaves too little vector memory for good tiles.
+    return jax.lax.optimization_barrier((gradient * up * (sigmoid + silu * (1 - sigmoid)), gradient * silu))
 
 
 gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
@@ -122,8 +125,9 @@ class Attention(nn.Module):
             out = nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
             return checkpoint_name(out, name)
 
-        query = attention.apply_rope(heads("query", c.num_heads, "heads"), rope)
-        key = attention.apply_rope(heads("key", c.num_kv_heads, "kv_heads"), rope)
+        rotate = attention.apply_rope_by_product if c.attention == "splash" else attention.apply_rope
+        query = rotate(heads("query", c.num_heads, "heads"), rope)
+        key = rotate(heads("key", c.num_kv_heads, "kv_heads"), rope)
         value = heads("value", c.num_kv_heads, "kv_heads")
         if keys_and_values is not None:
             start = (layer, 0, slot, 0, 0)
@@ -181,10 +185,13 @@ def _rematerialised(policy: str) -> type[nn.Module]:
     """Layer under the named policy (DecoderConfig.remat_policy)."""
     if policy == "none":
         return Layer
+    only = jax.checkpoint_policies.save_only_these_names
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "projections": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "output"),
+        "save_qkv": only("query", "key", "value"),
+        "projections": only("query", "key", "value", "output"),
+        "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "minimal": only("query", "key", "value", "attention", "output", "gate", "up", "down"),
     }
     return nn.remat(Layer, policy=policies[policy], prevent_cse=False)
 
@@ -235,8 +242,11 @@ class Decoder(nn.Module):
         if positions is None:
             first = 0 if cache is None else cache.next_position[:, None]
             positions = jnp.maximum(first + jnp.cumsum(segment_ids > 0, axis=1, dtype=jnp.int32) - 1, 0)
-        table = nn.with_logical_constraint(self.embedding, ("vocab", "act_embed"))
-        x = jnp.take(table, tokens, axis=0).astype(c.dtype)
+        x = jnp.take(self.embedding, tokens, axis=0).astype(c.dtype)
+        if divided := _divided_as_table():
+            # Rows are exchanged, not the table: neither it nor its gradient is ever whole on a device.
+            x = jax.lax.with_sharding_constraint(x, divided)
+            x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         slot = 0 if cache is None else cache.index
         key_segments, keys_and_values = segment_ids, None
         if cache is not None:
@@ -263,6 +273,22 @@ class Decoder(nn.Module):
             "...D,DV->...V", hidden, self.unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
         return jnp.where(jnp.arange(c.vocab_size) < c.num_real_rows, out, attention.MASKED)
+
+
+def _divided_as_table() -> PartitionSpec | None:
+    """How rows [B, T, D] come out of the input table on the mesh that is set, if the axes that divide the
+    table's columns else divide the batch: every device has its columns of the rows of all of them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    # Asked for one by one: of two that name the same mesh axis, the second would come out undivided.
+    batch, columns = (_names(nn.logical_to_mesh_axes((axis,))[0]) for axis in ("batch", "embed"))
+    if not set(batch) & set(columns):
+        return None
+    return PartitionSpec(tuple(axis for axis in batch if axis not in columns) or None, None, columns)
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def init_params(config: DecoderConfig, seed: int) -> Any:

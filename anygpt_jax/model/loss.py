@@ -84,7 +84,10 @@ def _forward(hidden, kernel, targets, weights, spec):
     tiles = (hidden, targets, weights)
     kernel_gradient, (losses, records, hidden_gradient) = _scan_tiles(tile_step, kernel_gradient, tiles, spec)
     outputs = jnp.sum(losses), *(_join(record) for record in records)
-    return outputs, (_join(hidden_gradient), jnp.sum(kernel_gradient, axis=0))
+    kernel_gradient = jnp.sum(kernel_gradient, axis=0).astype(kernel.dtype)
+    kernel_gradient = nn.with_logical_constraint(kernel_gradient, ("embed", "vocab"))
+    # Summed before the layers' backward pass starts: else the whole table's gradient lives all through it.
+    return outputs, jax.lax.optimization_barrier((_join(hidden_gradient), kernel_gradient))
 
 
 def _backward(spec, residuals, cotangents):

@@ -62,5 +62,10 @@ def _kernel(heads: int, length: int, interpret: bool) -> splash_attention.splash
     )
     mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
     return splash_attention.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
+        mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
     )

@@ -18,7 +18,9 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0
     config.steps = 1000
     config.log_every = 10
-    config.checkpoint = {"every": 500, "keep": 3}
+    # A checkpoint each `every` steps and, with `minutes`, at the first logged step so long after another.
+    # The newest `keep` stay, and for good those of steps that are multiples of `keep_every` (0: of none).
+    config.checkpoint = {"every": 500, "minutes": 0.0, "keep": 3, "keep_every": 0}
     # A working directory whose newest parameters a new run starts from: imported, grown, or another run's.
     # Empty: random ones.
     config.init_from = ""
@@ -59,8 +61,12 @@ def get_config() -> config_dict.ConfigDict:
     config.prompt_loss_weight = 1.0
     config.z_loss = 1e-4
 
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    # slices: TPU slices joined by the data center's network; they divide the data axis.
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1}
     config.rules = DEFAULT_RULES
+    # KiB of a TPU's vector memory that one fusion of the step may use; 0: the compiler's choice, 16 MiB. More
+    # lets large products take better tiles (docs/performance.md), and compiling takes five times as long.
+    config.scoped_vmem_kib = 0
     # FLOP/s of one device that MFU is measured against; unset: by device kind, and on a CPU a timed product.
     config.peak_flops = config_dict.placeholder(float)
     return config

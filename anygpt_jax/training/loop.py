@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,27 +18,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from anygpt_jax import distributed, integrity, sharding
-from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_companions
+from anygpt_jax.checkpoint import JointCheckpoint, describe_model, local_directory, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import metrics_log
+from anygpt_jax.training.ending import DivergedError, StoppedError, StopSignals, disk_space, make_room
 from anygpt_jax.training.optimizer import make_optimizer
 from anygpt_jax.training.state import TrainState, abstract_state, init_state
 from anygpt_jax.training.step import Objective, compile_train_step, make_eval_step
 from anygpt_jax.vocabulary import Vocabulary
-
-
-class DivergedError(Exception):
-    """The loss or a gradient is not finite; the message names the step and the checkpoint that stands."""
-
-
-class StoppedError(Exception):
-    """A signal asked for an end and the state was saved; `signum` is the signal."""
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
 
 
 def train(
@@ -54,6 +43,7 @@ def train(
     Raises:
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
+    workdir = local_directory(workdir)
     distributed.preflight(workdir, config)
 
     # ---------------------------------------------------------------- data
@@ -69,12 +59,8 @@ def train(
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
 
     # ---------------------------------------------------------------- state: resumed or fresh
-    if distributed.is_primary():
-        write_companions(workdir, vocabulary, data.text_tokenizer, config.codecs)
-        for sentence in integrity.set_aside_damaged(workdir):
-            print(sentence, file=sys.stderr)
-    distributed.barrier("companions written")
-    checkpoint = JointCheckpoint(workdir, config.checkpoint.keep)
+    distributed.on_primary(lambda: _prepare(workdir, data, config.codecs))
+    checkpoint = JointCheckpoint(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, vocabulary)
     if distributed.is_primary():
@@ -85,7 +71,16 @@ def train(
     settled = attention.for_mesh(model, mesh, data.seq_len)
     accumulation = config.optimizer.accumulation
     train_step = compile_train_step(
-        settled, optimizer, learning_rate, objective, mesh, config.rules, abstract, shape, accumulation
+        settled,
+        optimizer,
+        learning_rate,
+        objective,
+        mesh,
+        config.rules,
+        abstract,
+        shape,
+        accumulation,
+        config.scoped_vmem_kib,
     )
     evaluate = _make_evaluation(config, settled, objective, vocabulary, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
@@ -97,9 +92,12 @@ def train(
 
     # ---------------------------------------------------------------- loop
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk_space(checkpoint))
         stack.callback(log.close)
         stack.callback(checkpoint.close)
-        stop = stack.enter_context(_StopSignals())
+        stack.push(make_room(checkpoint))
+        stop = stack.enter_context(StopSignals())
+        timer = _Timer(config.checkpoint.minutes)
         batches = data.iterator(step, config.data.prefetch)
         unchecked = None  # the record of the newest step that has not been looked at
         while step < config.steps:
@@ -114,7 +112,7 @@ def train(
             last = step == config.steps
             log_now = step % config.log_every == 0 or last
             stopping = stop.agreed(step)
-            save_now = step % config.checkpoint.every == 0 or last or stopping
+            save_now = step % config.checkpoint.every == 0 or last or stopping or (log_now and timer.due())
             if log_now or save_now:
                 _check(unchecked, step, checkpoint, log)
                 unchecked = None
@@ -130,6 +128,7 @@ def train(
             if save_now:
                 with rate.saving():
                     checkpoint.save(state, meta, {"next_step": step})
+                timer.restart()
             if stopping and not last:
                 checkpoint.wait()
                 name = signal.Signals(stopping).name
@@ -139,20 +138,11 @@ def train(
     return row
 
 
-def exit_code(run: Callable[[], Any]) -> int:
-    """Calls `run`, which trains: 0 when it is done, 1 if it diverged, 128 + signal if it was stopped.
-
-    The reason goes to stderr.
-    """
-    try:
-        run()
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signum
-    return 0
+def _prepare(workdir: str, data: PackedData, codec_dirs: Any) -> None:
+    """What is done once, before any process looks for a checkpoint."""
+    write_companions(workdir, data.vocabulary, data.text_tokenizer, codec_dirs)
+    for sentence in integrity.set_aside_damaged(workdir):
+        print(sentence, file=sys.stderr)
 
 
 def _log_directory(workdir: str) -> str:
@@ -294,39 +284,22 @@ def _check(
     )
 
 
-class _StopSignals:
-    """While entered, SIGTERM and the first SIGINT are only noted; a second SIGINT interrupts.
+class _Timer:
+    """Says when so many minutes have passed since its last start; 0 minutes never do."""
 
-    With several processes JAX's own service notes a SIGTERM to any of them and finds the step at which all
-    of them can stop.
-    """
+    def __init__(self, minutes: float):
+        self._seconds = 60 * minutes
+        self.restart()
 
-    def __init__(self):
-        self.signum = 0
-        self._previous: dict[int, Any] = {}
-        self._alone = jax.process_count() == 1
+    def restart(self) -> None:
+        self._start = time.monotonic()
 
-    def agreed(self, step: int) -> int:
-        """The signal that ends the run after this step, on every process; 0 if none does."""
-        if self._alone:
-            return self.signum
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
-
-    def __enter__(self) -> "_StopSignals":
-        # Outside the main thread Python forbids handlers.
-        if self._alone and threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, _: object) -> None:
-        if self.signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
+    def due(self) -> bool:
+        """Every process hears the same, what the first one's clock says; all have to ask together."""
+        if not self._seconds:
+            return False
+        due = time.monotonic() - self._start >= self._seconds
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -106,12 +106,13 @@ def compile_train_step(
     abstract: TrainState,
     batch_shape: tuple[int, int],
     accumulation: int = 1,
+    scoped_vmem_kib: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled update of batches [B, L]: (state, batch) → (next state, record).
 
     The record has loss, grad_norm, learning_rate and skipped (see optimizer.skip_spikes). The state given to
     the update is consumed. Compiled here and not at the first call, so that the first interval's speed is
-    true.
+    true. `scoped_vmem_kib`: see training/defaults.py.
     """
     differentiate = jax.value_and_grad(
         functools.partial(
@@ -144,7 +145,13 @@ def compile_train_step(
     )
     rows = jax.ShapeDtypeStruct(batch_shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
     with sharding.sharding_context(mesh, rules):
-        return jitted.lower(abstract, dict.fromkeys(BATCH_KEYS, rows)).compile()
+        lowered = jitted.lower(abstract, dict.fromkeys(BATCH_KEYS, rows))
+        return lowered.compile(compiler_options=_compiler_options(mesh, scoped_vmem_kib))
+
+
+def _compiler_options(mesh: Mesh, scoped_vmem_kib: int) -> dict[str, str]:
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    return {"xla_tpu_scoped_vmem_limit_kib": str(scoped_vmem_kib)} if on_tpu and scoped_vmem_kib else {}
 
 
 def make_eval_step(

@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.codebook_size = 512
     config.codec.form_dim = 24
     config.codec.hidden_dim = 256  # of the form encoder
+    config.codec.edge_weight = 1.0  # of the edges' directions beside the principal components
     config.codec.dim = 128
     config.codec.num_layers = 3
     config.codec.num_heads = 4
@@ -28,7 +29,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     # Tints are relative light in three channels; the noise of ink stays below this.
     config.tint_distance = 0.25
 
-    config.steps = 2500
+    config.steps = 6000
     config.batch_size = 32
     config.augment = 0.2
     config.move = 8

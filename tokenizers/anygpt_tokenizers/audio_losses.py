@@ -55,6 +55,66 @@ def multi_resolution_losses(
     return totals
 
 
+def mel_loss(
+    wave: jax.Array, target: jax.Array, sample_rate: int, n_fft: int, hop: int, bands: int = 80
+) -> jax.Array:
+    """SpeechTokenizer's mel distance of waveforms [B, T]: mean difference of log-magnitudes (HiFi-GAN's)."""
+
+    def log_magnitudes(x: jax.Array) -> jax.Array:
+        x = spectral.frames(spectral.mirrored(x, n_fft, hop), n_fft, hop) * spectral.hann(n_fft)
+        magnitude = _magnitude(jnp.fft.rfft(x)) + 1e-9
+        mel = jnp.matmul(magnitude, spectral.htk_bands(sample_rate, n_fft, bands, 0.0, True))
+        return jnp.log(jnp.maximum(mel, 1e-5))
+
+    return jnp.mean(jnp.abs(log_magnitudes(wave) - log_magnitudes(target)))
+
+
+def mel_scales_loss(
+    wave: jax.Array, target: jax.Array, sample_rate: int, sizes: Sequence[int], bands: int = 64
+) -> jax.Array:
+    """EnCodec's mel distance of waveforms [B, T] over windows of several sizes (hop = size / 4).
+
+    The mean over sizes of the mean absolute difference of power mel spectra and the mean squared difference
+    of their decimal logarithms.
+    """
+
+    def power_mels(x: jax.Array, size: int) -> jax.Array:
+        window = spectral.hann(size)
+        x = spectral.frames(spectral.mirrored(x, size, size // 4), size, size // 4) * window
+        spectrum = jnp.fft.rfft(x)
+        power = (spectrum.real**2 + spectrum.imag**2) / float((window.astype(float) ** 2).sum())
+        return jnp.matmul(power, spectral.htk_bands(sample_rate, size, bands, 64.0, False))
+
+    total = 0.0
+    for size in sizes:
+        mels, target_mels = power_mels(wave, size), power_mels(target, size)
+        logs = jnp.log10(mels + 1e-5) - jnp.log10(target_mels + 1e-5)
+        total += jnp.mean(jnp.abs(mels - target_mels)) + jnp.mean(logs**2)
+    return total / (2 * len(sizes))
+
+
+def distillation_loss(features: jax.Array, teacher: jax.Array, frames: jax.Array) -> jax.Array:
+    """SpeechTokenizer's: -log σ(cosine) of features and teacher's [B, F, S] along time, per dimension.
+
+    `frames` [B] says how many of each row count.
+    """
+    return jnp.mean(-jax.nn.log_sigmoid(cosine_over_time(features, teacher, frames)))
+
+
+def cosine_over_time(features: jax.Array, teacher: jax.Array, frames: jax.Array) -> jax.Array:
+    """Cosine [B, S] of two sequences [B, F, S] per dimension, over the first `frames` [B] of each row."""
+    inside = (jnp.arange(features.shape[1]) < frames[:, None])[..., None]
+    features, teacher = jnp.where(inside, features, 0), jnp.where(inside, teacher, 0)
+    squares = jnp.sum(features**2, 1) * jnp.sum(teacher**2, 1)
+    return jnp.sum(features * teacher, 1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))
+
+
+def _magnitude(spectrum: jax.Array) -> jax.Array:
+    """|spectrum|, with a gradient of 0 where it is 0."""
+    power = spectrum.real**2 + spectrum.imag**2
+    return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
+
+
 def advance_loss(direction: jax.Array, spectrum: jax.Array, n_fft: int, hop: int, floor: float) -> jax.Array:
     """How wrong predicted instantaneous frequencies are, weighted by the amplitude they matter for; 0 to 2.
 

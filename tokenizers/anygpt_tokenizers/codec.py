@@ -2,7 +2,7 @@
 
 `Codec` is the host-side object that everything outside this package uses. It holds the weights of a pure Flax
 module, batches its calls and knows how to read and write files of its medium. Subclasses:
-`audio_codec.AudioCodec`, `published_codec.PublishedCodec` and `image_tokenizer.ImageCodec`.
+`audio_codec.AudioCodec`, `published_codec.PublishedCodec`, `image_tokenizer.ImageCodec` and `seed.SeedCodec`.
 """
 
 import abc
@@ -30,6 +30,7 @@ CODEC_CLASSES = {
     "speechtokenizer": "anygpt_tokenizers.speechtokenizer:SpeechTokenizer",
     "encodec": "anygpt_tokenizers.encodec:Encodec",
     "vit_vq": "anygpt_tokenizers.image_tokenizer:ImageCodec",
+    "seed2": "anygpt_tokenizers.seed:SeedCodec",
 }
 
 
@@ -66,10 +67,7 @@ class Codec(abc.ABC):
     fixed_frames: int | None = None
 
     def __init__(self, config: dict, params: dict):
-        self.config = json.loads(json.dumps({**config, "type": self.type}))
-        self.modality: str = config["modality"]
-        self.num_codebooks: int = config["num_codebooks"]
-        self.codebook_size: int = config["codebook_size"]
+        self._describe(config)
         storage = np.dtype(config.get("storage_dtype", "float32"))
         flat = traverse_util.flatten_dict(params, sep="/")
         stored = {
@@ -80,6 +78,12 @@ class Codec(abc.ABC):
         self.params = traverse_util.unflatten_dict(
             {name: value.astype(np.float32) for name, value in stored.items()}, sep="/"
         )
+
+    def _describe(self, config: dict) -> None:
+        self.config = json.loads(json.dumps({**config, "type": self.type}))
+        self.modality: str = config["modality"]
+        self.num_codebooks: int = config["num_codebooks"]
+        self.codebook_size: int = config["codebook_size"]
 
     @abc.abstractmethod
     def encode(self, samples: np.ndarray) -> np.ndarray:
@@ -113,19 +117,24 @@ class Codec(abc.ABC):
                 f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] "
                 f"with at least one frame, not {list(codes.shape)}."
             )
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+        return self.checked_range(codes)
+
+    def checked_range(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
+        """Codes [B, frames, n] of levels first.. as int32; UserError names the first that is out of range."""
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"Codes of {self.modality} are whole numbers, not {codes.dtype}.")
+        wrong = np.argwhere((codes < 0) | (codes >= self.codebook_size))
+        if len(wrong):
+            row, frame, level = wrong[0]
             raise UserError(
-                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; "
-                f"these reach from {codes.min()} to {codes.max()}."
+                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, frame {frame}, "
+                f"level {first + level} is {codes[row, frame, level]}."
             )
         return codes.astype(np.int32)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and weights.safetensors."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / WEIGHTS_FILE).write_bytes(self._weights)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n")
+        """Writes config.json and weights.safetensors, each all at once."""
+        write_directory(Path(directory), self.config, self._weights)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
@@ -136,13 +145,13 @@ class Codec(abc.ABC):
 
 def load_codec(directory: str | os.PathLike) -> Codec:
     """Loads the codec of a directory with config.json and weights.safetensors, whatever its type."""
-    config, params = read_directory(Path(directory))
+    config = read_config(Path(directory))
     if config.get("type") not in CODEC_CLASSES:
         raise UserError(
             f"{directory}: unknown codec type {config.get('type')!r}; known: {', '.join(CODEC_CLASSES)}."
         )
     module, _, name = CODEC_CLASSES[config["type"]].partition(":")
-    return getattr(importlib.import_module(module), name)(config, params)
+    return getattr(importlib.import_module(module), name).from_pretrained(directory)
 
 
 def shipped_codec(modality: str) -> Codec:
@@ -167,14 +176,36 @@ def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, 
     return np.concatenate(outputs)
 
 
-def read_directory(directory: Path) -> tuple[dict, dict]:
-    """(config, parameters) of a directory with config.json and weights.safetensors."""
+def write_directory(directory: Path, config: dict, weights: bytes) -> None:
+    """Writes config.json and weights.safetensors; whoever reads a file meanwhile finds the old or the new."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=2) + "\n"
+    for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, text.encode())):
+        partial = directory / f".{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(directory / name)
+
+
+def read_config(directory: Path) -> dict:
+    """The configuration of a directory with config.json and weights.safetensors."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise UserError(f"{directory} is not a codec: it has no {name}.")
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
+        return json.loads((directory / CONFIG_FILE).read_text())
+    except ValueError as error:
+        raise _damaged(directory, error) from error
+
+
+def read_directory(directory: Path) -> tuple[dict, dict]:
+    """(config, parameters) of a directory with config.json and weights.safetensors."""
+    config = read_config(directory)
+    try:
         flat = safetensors.numpy.load((directory / WEIGHTS_FILE).read_bytes())
     except (ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{directory} holds a damaged codec ({error}); copy or train it again.") from error
+        raise _damaged(directory, error) from error
     return config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _damaged(directory: Path, error: Exception) -> UserError:
+    return UserError(f"{directory} holds a damaged codec ({error}); copy or train it again.")

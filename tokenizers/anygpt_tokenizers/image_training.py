@@ -1,6 +1,5 @@
 """Training of the image tokenizer: examples, codebooks, the loss, and figures on held-out pictures."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,7 +9,15 @@ from tqdm import tqdm
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
-from anygpt_tokenizers.image_tokenizer import FormTokenizer, ImageCodec, from_uint8, split_patches
+from anygpt_tokenizers.image_tokenizer import (
+    EDGE_DIM,
+    FormTokenizer,
+    ImageCodec,
+    edge_directions,
+    from_uint8,
+    split_patches,
+)
+from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_image import read_image
 
 
@@ -23,20 +30,15 @@ class ImageTraining:
 
     def __init__(self, config):
         self.config = config
+        self.name = "image codec"
         self.codec_config = config.codec.to_dict()
         self.module = FormTokenizer(self.codec_config)
         self._split = jax.jit(lambda x: split_patches(from_uint8(x), config.codec.patch_size))
 
     def read_examples(self, data_dir: str | Path) -> np.ndarray:
         """All pictures of DIR/manifest.jsonl, uint8 [N, S, S, 3]; a broken file raises MediaError."""
-        manifest = Path(data_dir) / "manifest.jsonl"
-        if not manifest.is_file():
-            raise UserError(f"There is no {manifest}; --data must name a directory with a manifest.jsonl.")
         modality, size = self.codec_config["modality"], self.codec_config["image_size"]
-        rows = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-        paths = [manifest.parent / row[modality] for row in rows if modality in row]
-        if not paths:
-            raise UserError(f"{manifest} has no row with {modality!r}.")
+        paths = [Path(data_dir) / row[modality] for row in rows_with(data_dir, modality)]
         return np.stack([read_image(path, size) for path in tqdm(paths, desc="read pictures", unit="file")])
 
     def init(self, rng: jax.Array, examples: np.ndarray) -> tuple[dict, dict]:
@@ -55,10 +57,13 @@ class ImageTraining:
 
         params = jax.jit(self.module.init)(rng, jnp.asarray(all_forms[:1]))["params"]
         basis = principal_basis(forms, codec["form_dim"])
-        book = kmeans(forms @ basis, size - 1, config.fit_iterations, random)
+        edges = codec["edge_weight"] * np.asarray(edge_directions(jnp.asarray(forms)))
+        latents = np.concatenate([forms @ basis, edges], axis=-1)
+        book = kmeans(latents, size - 1, config.fit_iterations, random)
         params["book"] = jnp.asarray(_with_paper(book, size))
         params["encoder"]["basis"] = jnp.asarray(basis)
-        params["decoder"]["basis"] = jnp.asarray(basis.copy())
+        # At first a code's own picture is drawn by its principal components alone.
+        params["decoder"]["basis"] = jnp.asarray(np.pad(basis, ((0, 0), (0, EDGE_DIM))))
         return params, {"tints": jnp.asarray(self._fit_tints(all_tints[inked], size, random))}
 
     def _fit_tints(self, tints: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -97,6 +102,10 @@ class ImageTraining:
     def to_codec(self, params: dict, state: dict) -> ImageCodec:
         """The codec with these weights, rounded as they are stored."""
         return ImageCodec(self.codec_config, {"forms": params, "tints": state["tints"]})
+
+    def read_trained(self, directory: str | Path) -> ImageCodec:
+        """The codec of a directory."""
+        return ImageCodec.from_pretrained(directory)
 
     def evaluate(self, codec: ImageCodec, examples: np.ndarray) -> dict:
         """Reconstruction error and use of the codes on held-out pictures uint8 [N, S, S, 3]."""

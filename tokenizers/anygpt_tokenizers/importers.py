@@ -13,8 +13,10 @@ import pickle
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,8 @@ from flax import traverse_util
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.published_codec import PublishedCodec
-from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 
 # What transformers' EncodecConfig says where a config.json is silent.
@@ -219,27 +222,50 @@ def fold_weight_norm(arrays: State, place: str) -> State:
 
 def read_state(path: Path) -> State:
     """A checkpoint's arrays by key, from safetensors or torch's format (a trainer's: its "generator")."""
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}.")
+    if path.suffix != ".safetensors":
+        return {key: value.detach().float().numpy() for key, value in read_torch(path).items()}
+    _check_there(path)
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.numpy.load_file(path)
-        state = _torch_load(path)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}") from error
-    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
-    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
-        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
-    return {key: value.detach().float().numpy() for key, value in state.items()}
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _torch_load(path: Path):
+def read_torch(path: Path) -> dict:
+    """The tensors of a file of torch's format by key; if it can be, each is read when it is first used."""
+    _check_there(path)
     try:
         import torch
     except ImportError as error:
         raise UserError(f"Reading {path} needs torch: pip install 'anygpt_jax[convert]'.") from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
+    return state
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The tensors of a safetensors or torch file by key, memory maps or torch's; see `to_numpy`."""
+    return map_arrays(path) if path.suffix == ".safetensors" else dict(read_torch(path))
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor of `read_checkpoint` as an array, torch's as float32."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}")
 
 
 def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callable, Callable]:
@@ -278,19 +304,13 @@ def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callabl
         return [f"{stem}.alpha"], np.ravel, lambda shape: (1, *shape, 1)
     if leaf == "bias":
         return [f"{stem}.conv.bias"], np.asarray, tuple
-    # Our kernels are [kernel, in, out], and [in, kernel, out] of transposed convolutions, which come in the
-    # decoder after every activation but the last.
-    transposed = parents[0] == "trunk_up" and len(parents) == 2 and parents[1] != _last_layer(spec)
-    order = (0, 2, 1) if transposed else (2, 1, 0)
+    # Our kernels are [kernel, in, out], and [in, kernel, out] of transposed convolutions.
+    order = (0, 2, 1) if is_transposed(path, spec) else (2, 1, 0)
     return (
         [f"{stem}.conv.weight"],
         lambda w: w.transpose(order),
         lambda shape: tuple(shape[axis] for axis in order),
     )
-
-
-def _last_layer(spec: SeanetSpec) -> str:
-    return f"layers_{len(spec.strides) * (spec.residual_layers + 2) + 1}"
 
 
 def _lstm_source(stem: str, direction: str, leaf: str) -> tuple[list[str], Callable, Callable]:

@@ -27,11 +27,12 @@ _DECODE_ERRORS = (
 )
 
 
-def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
+def read_image(path: str | os.PathLike, size: int, draft: bool = True) -> np.ndarray:
     """Reads a picture file as uint8 [size, size, 3].
 
     The EXIF orientation is applied, transparency is laid over white, and any colour mode becomes RGB; of an
     animation the first frame is taken. The picture is resized straight to the square (bicubic), as SEED does.
+    With `draft`, very large JPEGs are decoded at a fraction of their size, which changes pixels a little.
 
     Raises:
       MediaError: missing file, empty file, not an image, too many pixels, damaged image.
@@ -42,7 +43,7 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
         raise MediaError("empty file", path)
     try:
         with Image.open(path) as image:
-            return prepare_image(image, size, path)
+            return prepare_image(image, size, path, draft)
     except UnidentifiedImageError as error:
         raise MediaError("not an image", path) from error
     except Image.DecompressionBombError as error:
@@ -51,18 +52,41 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
         raise MediaError("damaged image", path, _first_line(error)) from error
 
 
-def prepare_image(image: Image.Image, size: int, path: str | os.PathLike | None = None) -> np.ndarray:
+def prepare_image(
+    image: Image.Image, size: int, path: str | os.PathLike | None = None, draft: bool = True
+) -> np.ndarray:
     """A Pillow image, loaded or just opened -> uint8 [size, size, 3]; MediaError if it is too large."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise MediaError("too many pixels", path, f"{image.width}×{image.height}")
-    if pixels > DRAFT_PIXELS:
+    if draft and pixels > DRAFT_PIXELS:
         image.draft(None, (4 * size, 4 * size))
     image.load()
     image = _to_rgb(ImageOps.exif_transpose(image))
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.array(image, np.uint8)
+
+
+def image_from_array(pixels: np.ndarray) -> Image.Image:
+    """Pixels [H, W] or [H, W, 1, 3 or 4], uint8 or floats from 0 to 1 -> a Pillow image.
+
+    MediaError: another shape or type, or floats that are not finite or out of range.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise MediaError("not a picture's shape", detail=f"{list(pixels.shape)}, not [H, W, 3]")
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            place = np.argwhere(~np.isfinite(pixels))[0].tolist()
+            raise MediaError("pixels that are not finite numbers", detail=f"the first at {place}")
+        if pixels.min() < 0 or pixels.max() > 1:
+            detail = f"they reach from {pixels.min():g} to {pixels.max():g}"
+            raise MediaError("float pixels outside 0..1", detail=detail)
+        pixels = np.rint(255 * pixels).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise MediaError("pixels of an unknown type", detail=f"{pixels.dtype}, neither uint8 nor floats")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def write_image(samples: np.ndarray, path: str | os.PathLike) -> None:

@@ -136,14 +136,7 @@ class PublishedCodec(Codec):
                 f"The {self.modality} codec decodes codes of shape [batch, frames, 1..{most}] with at least "
                 f"one frame, not {list(codes.shape)}."
             )
-        wrong = np.argwhere((codes < 0) | (codes >= self.codebook_size))
-        if len(wrong):
-            row, frame, level = wrong[0]
-            raise UserError(
-                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, frame {frame}, "
-                f"level {first + level} is {codes[row, frame, level]}."
-            )
-        return codes.astype(np.int32)
+        return self.checked_range(codes, first)
 
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
         return read_audio(path, self.sample_rate)

@@ -35,15 +35,22 @@ def decode_clips(
     module: PublishedSeanet, params: dict, codes: jax.Array, frames: jax.Array, first: int, block: int
 ) -> jax.Array:
     """Whole clips of codes [B, F, n] of `frames` frames, F a multiple of `block` -> [B, F·hop_length]."""
-    spec = module.spec
     latents = module.apply({"params": params}, codes, first, method="dequantize")
+    wave = decode_latents(module, params, latents, frames, block)
+    return jnp.where(jnp.arange(wave.shape[1]) < frames[:, None] * module.spec.hop_length, wave, 0.0)
+
+
+def decode_latents(
+    module: PublishedSeanet, params: dict, latents: jax.Array, frames: jax.Array, block: int
+) -> jax.Array:
+    """Latents [B, F, D] of clips of `frames` frames, F a multiple of `block` -> [B, F·hop_length]."""
+    spec = module.spec
     conv = spec.conv(1, spec.kernel)
     latents = _pad_time(latents, conv.before, conv.span - 1 - conv.before)
     x = decoder_head(module, params, latents, jnp.int32(0), frames)
     y, _ = module.apply({"params": params}, x, _valid(x, 0, frames), method="decoder_recurrence")
     y = _pad_time(jnp.swapaxes(y, 0, 1), *frames_for_samples(spec))
-    wave = decoder_samples(module, params, y, jnp.int32(0), frames, block)
-    return jnp.where(jnp.arange(wave.shape[1]) < frames[:, None] * spec.hop_length, wave, 0.0)
+    return decoder_samples(module, params, y, jnp.int32(0), frames, block)
 
 
 def encoder_frames(

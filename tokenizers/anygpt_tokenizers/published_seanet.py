@@ -209,8 +209,11 @@ class PublishedSeanet(nn.Module):
 
     def semantic(self, codes: jax.Array) -> jax.Array:
         """Codes [..., 1] of level 0 -> the features [..., S] that were trained to match the teacher's."""
-        quantized = self.quantizer.decode(codes)
-        return self.transform(quantized) if self.spec.semantic_dimension else quantized
+        return self.project(self.quantizer.decode(codes))
+
+    def project(self, vectors: jax.Array) -> jax.Array:
+        """Vectors [..., D] of level 0's codebook -> features [..., S] in the teacher's space."""
+        return self.transform(vectors) if self.spec.semantic_dimension else vectors
 
     def encoder_recurrence(self, x, valid, carries=None):
         """See `Lstm`."""
@@ -241,6 +244,13 @@ class PublishedSeanet(nn.Module):
         x = jnp.swapaxes(frames.x, 0, 1)
         y, _ = self.decoder_recurrence(x, jnp.ones(x.shape[:2], bool))
         return self.up(frames._replace(x=jnp.swapaxes(y, 0, 1))).x[..., 0]
+
+
+def is_transposed(path: tuple[str, ...], spec: SeanetSpec) -> bool:
+    """Whether the kernel at this path of the parameters is a transposed convolution's."""
+    # In the decoder's trunk they come after every activation but the last, outside the residual blocks.
+    last = f"layers_{len(spec.strides) * (spec.residual_layers + 2) + 1}"
+    return path[0] == "trunk_up" and len(path) == 3 and path[1] != last
 
 
 def samples_for_frames(spec: SeanetSpec) -> tuple[int, int]:

@@ -54,6 +54,14 @@ def quantize(codebooks: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, 
     return jnp.stack(codes, -1), x - residual, jnp.stack(inputs, -2)
 
 
+def remainders(x: jax.Array, quantized: jax.Array, inputs: jax.Array) -> jax.Array:
+    """What is left of x [..., D] after the first level, the first two, ..., all: [..., K, D].
+
+    `quantized` and `inputs` are those that `quantize` returned.
+    """
+    return jnp.concatenate([inputs[..., 1:, :], (x - quantized)[..., None, :]], axis=-2)
+
+
 def dequantize(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
     """Sum [..., D] of the vectors of codes [..., K] in codebooks [K, N, D]."""
     return sum(codebook[codes[..., level]] for level, codebook in enumerate(codebooks))
@@ -66,6 +74,7 @@ def update_codebooks(
     rng: jax.Array,
     decay: float,
     restart_below: float,
+    used: jax.Array | None = None,
 ) -> CodebookState:
     """One moving-average step of every level; codes that are hardly used move onto random recent latents.
 
@@ -73,6 +82,9 @@ def update_codebooks(
       inputs: [M, K, D], each level's input (from `quantize`). codes: [M, K].
       decay: of the moving averages.
       restart_below: a code is restarted when its moving count falls below this fraction of the mean count.
+        With 0 none ever is; that is what SpeechTokenizer's own code comes to, which replaces a dead code but
+        then overwrites it with its old average.
+      used: bool [K], the levels that took part in this step; the others' codebooks stay (all by default).
     """
     size = state.embed.shape[1]
     mean_count = codes.shape[0] / size
@@ -85,13 +97,20 @@ def update_codebooks(
         fresh = pool[jax.random.randint(key, (size,), 0, pool.shape[0])]
         counts = jnp.where(dead, mean_count, counts)
         sums = jnp.where(dead[:, None], fresh * mean_count, sums)
-        return sums / counts[:, None], sums, counts
+        alive = (counts > 1e-20)[:, None]  # without restarts a count can fall to nothing
+        return jnp.where(alive, sums / jnp.where(alive, counts[:, None], 1), embed), sums, counts
 
     pool = push_pool(state.pool, inputs)
     keys = jax.random.split(rng, state.embed.shape[0])
     xs = jax.lax.stop_gradient(jnp.swapaxes(inputs, 0, 1))
-    embed, sums, counts = jax.vmap(one_level)(state.embed, state.sums, state.counts, pool, xs, codes.T, keys)
-    return CodebookState(embed, sums, counts, pool)
+    before = state.embed, state.sums, state.counts
+    after = jax.vmap(one_level)(*before, pool, xs, codes.T, keys)
+    if used is not None:
+        after = (
+            jnp.where(used.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+            for old, new in zip(before, after, strict=True)
+        )
+    return CodebookState(*after, pool)
 
 
 def push_pool(pool: jax.Array, inputs: jax.Array) -> jax.Array:

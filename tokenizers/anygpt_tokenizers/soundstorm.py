@@ -10,7 +10,6 @@ themselves, keeps the prompt, lets the temperature fall, and masks what lies aft
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from pathlib import Path
@@ -142,13 +141,10 @@ class SoundStorm:
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Writes config.json and weights.safetensors."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         flat = traverse_util.flatten_dict(self.params, sep="/")
         stored = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-        (directory / codec.WEIGHTS_FILE).write_bytes(safetensors.numpy.save(stored))
         config = {"type": "soundstorm", **dataclasses.asdict(self.spec)}
-        (directory / codec.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        codec.write_directory(Path(directory), config, safetensors.numpy.save(stored))
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:

@@ -6,6 +6,8 @@ is a multiple of twice the hop.
 """
 
 import functools
+import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,22 @@ def stft(wave: jax.Array, n_fft: int, hop: int) -> jax.Array:
     # A frame is `overlap` neighbouring blocks, second half first: so phases refer to its centre.
     order = np.roll(np.arange(overlap), overlap // 2)
     return jnp.fft.rfft(jnp.concatenate([blocks[:, i : i + count] * window[i] for i in order], axis=-1))
+
+
+def frames(wave: jax.Array, size: int, hop: int) -> jax.Array:
+    """Stretches [B, F, size] of wave [B, T], `hop` samples apart; what is left at the end is dropped."""
+    count, unit = (wave.shape[1] - size) // hop + 1, math.gcd(size, hop)
+    stride, last = hop // unit, (count - 1) * (hop // unit)
+    blocks = wave[:, : (count - 1) * hop + size].reshape(wave.shape[0], -1, unit)
+    # Slices, because the gradient of a gather is slow.
+    return jnp.concatenate([blocks[:, i : i + last + 1 : stride] for i in range(size // unit)], axis=-1)
+
+
+def mirrored(wave: jax.Array, size: int, hop: int) -> jax.Array:
+    """Wave [B, T] with mirrored ends, so that it has ceil(T / hop) frames of `size` samples."""
+    side = (size - hop) // 2
+    wave = jnp.pad(wave, ((0, 0), (side, side)), mode="reflect")
+    return jnp.pad(wave, ((0, 0), (0, -(wave.shape[1] - size) % hop)))
 
 
 def istft(spectrum: jax.Array, n_fft: int, hop: int) -> jax.Array:
@@ -74,3 +92,17 @@ def mel_bands(sample_rate: int, n_fft: int, bands: int) -> np.ndarray:
     """Triangular mel bands [n_fft / 2 + 1, bands], each summing to one, from 40 Hz upwards."""
     bank = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=bands, fmin=40.0, norm=None).T
     return (bank / np.maximum(bank.sum(0), 1e-8)).astype(np.float32)
+
+
+@functools.lru_cache
+def htk_bands(sample_rate: int, n_fft: int, bands: int, lowest: float, equal_area: bool) -> np.ndarray:
+    """Triangular bands [n_fft / 2 + 1, bands] on HTK's mel scale, with peaks of one or of equal area."""
+    norm = "slaney" if equal_area else None
+    with (
+        warnings.catch_warnings()
+    ):  # short windows leave some of the bands without a bin, as in the originals
+        warnings.simplefilter("ignore", UserWarning)
+        bank = librosa.filters.mel(
+            sr=sample_rate, n_fft=n_fft, n_mels=bands, fmin=lowest, htk=True, norm=norm
+        )
+    return np.ascontiguousarray(bank.T, np.float32)

@@ -1,7 +1,9 @@
-"""Trains a small codec from scratch: `python -m anygpt_tokenizers.train --config=FILE --data=DIR --out=DIR`.
+"""Trains a codec or SoundStorm: `python -m anygpt_tokenizers.train --config=FILE --data=DIR --out=DIR`.
 
 One loop for every family. What differs (examples, loss, evaluation) is a `Training` object; the loop owns the
-optimizer, the jitted step, progress, saving and the record of what was run.
+optimizer, the jitted step, progress, saving and the record of what was run. A run that was stopped continues
+from its last save (every `config.save_every` steps) when it is started again, to the bit as if it had never
+stopped.
 """
 
 import json
@@ -11,27 +13,38 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import jax
 import numpy as np
 import optax
 from absl import flags
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 from tqdm import tqdm
 
-from anygpt_tokenizers import cli
-from anygpt_tokenizers.codec import Codec, load_codec
+from anygpt_tokenizers import cli, resume
+from anygpt_tokenizers.optimizer import make_optimizer
 
 PyTree = Any
-Examples = Sequence[np.ndarray] | np.ndarray
+Examples = Sequence
+
+
+class Trained(Protocol):
+    """A codec, or SoundStorm."""
+
+    def save_pretrained(self, directory: str) -> None:
+        """Writes config.json and weights.safetensors."""
 
 
 class Training(Protocol):
     """What a codec family brings to the loop; constructed from the config.
 
-    `state` is what changes without gradients (moving averages of codebooks, say); it may be an empty dict.
+    `state` is what changes otherwise than by the optimizer (moving averages of codebooks, say, or
+    discriminators that learn on their own); it may be an empty dict. `name` is for the progress bar.
     """
+
+    name: str
 
     def read_examples(self, data_dir: str) -> Examples:
         """The media that DIR/manifest.jsonl lists, [N, …] or a list if sizes differ; UserError if none."""
@@ -45,15 +58,18 @@ class Training(Protocol):
     def loss(self, params: PyTree, state: PyTree, batch: PyTree, rng: jax.Array) -> tuple[jax.Array, tuple]:
         """The scalar loss and `(new_state, metrics)`, metrics a flat dict of scalars; is traced."""
 
-    def to_codec(self, params: PyTree, state: PyTree) -> Codec:
+    def to_codec(self, params: PyTree, state: PyTree) -> Trained:
         """The codec of these parameters."""
 
-    def evaluate(self, codec: Codec, heldout: Examples) -> dict:
+    def read_trained(self, directory: str) -> Trained:
+        """Reads what `to_codec(…).save_pretrained` wrote."""
+
+    def evaluate(self, codec: Trained, heldout: Examples) -> dict:
         """Figures of a codec as it is on disk (weights already rounded), JSON-serialisable."""
 
 
 def build_training(config: config_dict.ConfigDict) -> Training:
-    """The `Training` of `config.kind` ("image" or "audio")."""
+    """The `Training` of `config.kind` ("image", "audio" or "soundstorm")."""
     if config.kind == "image":
         from anygpt_tokenizers.image_training import ImageTraining
 
@@ -62,20 +78,11 @@ def build_training(config: config_dict.ConfigDict) -> Training:
         from anygpt_tokenizers.audio_training import AudioTraining
 
         return AudioTraining(config)
-    raise cli.UserError(f'config.kind is {config.kind!r}; there are "image" and "audio".')
+    if config.kind == "soundstorm":
+        from anygpt_tokenizers.soundstorm_training import SoundStormTraining
 
-
-def make_optimizer(config: config_dict.ConfigDict) -> optax.GradientTransformation:
-    """Clipped AdamW under a linear warm-up and a cosine to zero; only matrices and kernels decay."""
-    o = config.optimizer
-    warmup = min(o.warmup, config.steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, warmup, config.steps)
-
-    def decays(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    adamw = optax.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(o.clip), adamw)
+        return SoundStormTraining(config)
+    raise cli.UserError(f'config.kind is {config.kind!r}; there are "image", "audio" and "soundstorm".')
 
 
 def make_step(training: Training, optimizer: optax.GradientTransformation) -> Callable:
@@ -99,9 +106,10 @@ def train_codec(
     """Trains the codec of `config` on the media under `data` and writes it to `out`.
 
     Args:
-      config: see configs/tokenizers/.
+      config: see configs/tokenizers/ and configs/soundstorm.py.
       data: a directory with a manifest.jsonl.
-      out: receives config.json, weights.safetensors, metrics.json and train_log.jsonl.
+      out: receives config.json, weights.safetensors, metrics.json and train_log.jsonl; until the end also the
+        state to continue from, if the run is stopped.
       heldout: another such directory for the final figures; by default the last tenth of `data`.
       command: what the user typed, for the record.
 
@@ -109,7 +117,8 @@ def train_codec(
       The contents of metrics.json.
 
     Raises:
-      UserError: no usable data, or a loss that is not finite (names the step).
+      UserError: no usable data, a loss that is not finite (names the step), or an `out` that another run,
+        with other settings, was stopped in.
     """
     training = build_training(config)
     examples = training.read_examples(data)
@@ -121,9 +130,7 @@ def train_codec(
     if len(examples) == 0:
         raise cli.UserError(f"{data} holds too few examples to train on; generate or list more.")
 
-    started = time.time()
-    params, state, last = _optimize(config, training, examples, out)
-    seconds = time.time() - started
+    params, state, last, seconds = _optimize(config, training, examples, out)
     training.to_codec(params, state).save_pretrained(out)
     metrics = {
         "command": command,
@@ -134,36 +141,47 @@ def train_codec(
         "train": last,
         "heldout": {
             "examples": len(heldout_examples),
-            **training.evaluate(load_codec(out), heldout_examples),
+            **training.evaluate(training.read_trained(out), heldout_examples),
         },
     }
     with open(os.path.join(out, "metrics.json"), "w") as file:
         json.dump(metrics, file, indent=2)
         file.write("\n")
+    resume.forget(out)
     return metrics
 
 
 def _optimize(
     config: config_dict.ConfigDict, training: Training, examples: Examples, out: str
-) -> tuple[PyTree, PyTree, dict]:
-    """Runs all steps; returns `(params, state, the last logged metrics)`."""
+) -> tuple[PyTree, PyTree, dict, float]:
+    """Runs all steps; returns `(params, state, the last logged metrics, seconds)`."""
     key = jax.random.key(config.seed)
-    params, state = training.init(jax.random.fold_in(key, config.steps), examples)
     optimizer = make_optimizer(config)
+    params, state = training.init(jax.random.fold_in(key, config.steps), examples)
     carry = (params, state, optimizer.init(params))
-    step_fn = make_step(training, optimizer)
     os.makedirs(out, exist_ok=True)
+    run = _fingerprint(config, examples)
+    carry, first, spent = resume.load(out, run, carry)
+    place_batch, place_carry = _placement(config)
+    carry = place_carry(carry)
+    step_fn = make_step(training, optimizer)
+    started = time.time() - spent
     logged = {}
     with (
-        open(os.path.join(out, "train_log.jsonl"), "w") as log,
+        _log(os.path.join(out, "train_log.jsonl"), first) as log,
         tqdm(
-            range(config.steps), desc=f"train {config.codec.modality} codec", unit="step", mininterval=1
+            range(first, config.steps),
+            desc=f"train {training.name}",
+            unit="step",
+            mininterval=1,
+            initial=first,
+            total=config.steps,
         ) as progress,
     ):
         for step in progress:
             # The batch is a function of (seed, step), so that a run is repeatable whatever ran before it.
             batch = training.sample_batch(examples, np.random.default_rng((config.seed, step)))
-            carry, metrics = step_fn(carry, batch, key, np.int32(step))
+            carry, metrics = step_fn(carry, place_batch(batch), key, np.int32(step))
             if not math.isfinite(float(metrics["loss"])):
                 raise cli.UserError(
                     f"The loss is not finite at step {step}; lower config.optimizer.learning_rate "
@@ -174,9 +192,37 @@ def _optimize(
                 log.write(json.dumps({"step": step + 1, **logged}) + "\n")
                 log.flush()
                 progress.set_postfix({name: f"{value:.3g}" for name, value in logged.items()})
-            if (step + 1) % config.save_every == 0:
+            if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                 training.to_codec(*carry[:2]).save_pretrained(out)
-    return carry[0], carry[1], logged
+                resume.save(out, run, carry, step + 1, time.time() - started)
+    return carry[0], carry[1], logged, time.time() - started
+
+
+def _fingerprint(config: config_dict.ConfigDict, examples: Examples) -> str:
+    """What makes a run the same: its settings (but for how often it logs and saves) and its data's size."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("log_every", "save_every")}
+    return json.dumps([settings, len(examples)], sort_keys=True, default=str)
+
+
+def _placement(config: config_dict.ConfigDict) -> tuple[Callable, Callable]:
+    """How batches and the carry are put on the devices: batches split over all of them, if they divide."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or config.batch_size % len(devices):
+        return (lambda batch: batch), (lambda carry: carry)
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    return (lambda batch: jax.device_put(batch, split)), (lambda carry: jax.device_put(carry, whole))
+
+
+def _log(path: str, steps: int) -> IO[str]:
+    """The log, open for appending after what it says about the first `steps` steps."""
+    kept = []
+    if steps and os.path.exists(path):
+        with open(path) as file:
+            kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= steps]
+    with open(path, "w") as file:
+        file.writelines(kept)
+    return open(path, "a")
 
 
 def define_flags() -> None:

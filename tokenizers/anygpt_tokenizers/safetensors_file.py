@@ -8,19 +8,23 @@ because a damaged file has to name its tensor, and because numpy there has no bf
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from anygpt_tokenizers.cli import UserError
 
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_OTHERS = {"F64": "f8", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_KNOWN = DTYPES | {name: np.dtype(code) for name, code in _OTHERS.items()}
 _MAX_HEADER = 100_000_000  # the package's own limit
+_ALIGNMENT = 64  # bytes; what JAX asks of memory that it uses without a copy
 
 
 class SafetensorsFile:
-    """A file's header, checked against its size; `read` loads one tensor.
+    """A file's header, checked against its size; `read` loads one tensor, `map` leaves it on the disk.
 
     Attributes: `shapes`, name → shape.
     """
@@ -51,11 +55,11 @@ class SafetensorsFile:
         self.shapes = {name: shape for name, (_, shape, _, _) in entries.items()}
 
     def _check(self, name: str, dtype: str, shape: tuple[int, ...], start: int, stop: int, size: int) -> None:
-        if dtype not in DTYPES:
+        if dtype not in _KNOWN:
             raise UserError(
-                f"{self._path}: tensor {name} is stored as {dtype}; only {', '.join(DTYPES)} can be read."
+                f"{self._path}: tensor {name} is stored as {dtype}; only {', '.join(_KNOWN)} can be read."
             )
-        needed = math.prod(shape) * DTYPES[dtype].itemsize
+        needed = math.prod(shape) * _KNOWN[dtype].itemsize
         if stop - start != needed:
             raise UserError(
                 f"{self._path}: tensor {name} has {stop - start} bytes, but {dtype} of shape {list(shape)} "
@@ -68,10 +72,22 @@ class SafetensorsFile:
             )
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, in memory of its own."""
+        """A tensor of floats, in memory of its own."""
         dtype, shape, start, stop = self._entries[name]
+        if dtype not in DTYPES:
+            raise UserError(
+                f"{self._path}: tensor {name} is stored as {dtype}; only {', '.join(DTYPES)} can be used."
+            )
         count = (stop - start) // DTYPES[dtype].itemsize
         return np.fromfile(self._path, DTYPES[dtype], count, offset=self._first + start).reshape(shape)
+
+    def map(self, name: str) -> np.ndarray:
+        """A tensor of any kind, read from the disk when it is used; it can't be written."""
+        dtype, shape, start, stop = self._entries[name]
+        if start == stop:
+            return np.zeros(shape, _KNOWN[dtype])
+        raw = np.memmap(self._path, np.uint8, "r", self._first + start, stop - start)
+        return raw.view(_KNOWN[dtype]).reshape(shape)
 
 
 class SafetensorsWriter:
@@ -88,7 +104,7 @@ class SafetensorsWriter:
             header[name] = {"dtype": label, "shape": list(shape), "data_offsets": [start, end]}
             self._offsets[name] = start
         text = json.dumps(header).encode("utf-8")
-        text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
         self._first = 8 + len(text)
         self._shapes = dict(shapes)
         self._file = open(path, "wb")  # noqa: SIM115 – open until close()
@@ -97,13 +113,32 @@ class SafetensorsWriter:
 
     def write(self, name: str, value: np.ndarray) -> None:
         """Puts a tensor of the announced shape in its place; any float dtype, rounded to the file's."""
-        if value.shape != self._shapes[name]:
+        if value.shape != tuple(self._shapes[name]):
             raise ValueError(f"{name} has shape {value.shape} instead of {self._shapes[name]}")
         self._file.seek(self._first + self._offsets[name])
-        self._file.write(np.ascontiguousarray(value, self._dtype).view(np.uint8).data)
+        self._file.write(np.ascontiguousarray(value, self._dtype).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
         """Everything is on disk when this returns."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def write_arrays(
+    path: str | os.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    array_of: Callable[[str], np.ndarray],
+) -> None:
+    """Writes the arrays named in `shapes`, asking `array_of(name)` for one at a time."""
+    writer = SafetensorsWriter(path, shapes, dtype)
+    for name in shapes:
+        writer.write(name, np.asarray(array_of(name)))
+    writer.close()
+
+
+def map_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of a file by name, each read from the disk when it is used."""
+    file = SafetensorsFile(path)
+    return {name: file.map(name) for name in file.shapes}

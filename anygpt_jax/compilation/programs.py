@@ -1,0 +1,22 @@
+"""The programs that `compile_check --what` knows, by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from anygpt_jax.compilation.codec_check import check_speechtokenizer_encode
+from anygpt_jax.compilation.decode_check import check_decode
+from anygpt_jax.compilation.train_check import check_train_step
+
+Check = Callable[[Any, str, int | None, int | None], tuple[dict[str, Any], str]]
+
+# name → (config, topology, rows, length) → report and program text. Rows and length are None where the user
+# gave none; a train step has them in its config.
+PROGRAMS: dict[str, Check] = {
+    "train": lambda config, topology, rows, length: check_train_step(config, topology),
+    "decode": lambda config, topology, rows, length: check_decode(
+        config, topology, rows or 8, length or 2048
+    ),
+    "speechtokenizer-encode": lambda config, topology, rows, length: check_speechtokenizer_encode(
+        topology, rows or 64, length or 10
+    ),
+}

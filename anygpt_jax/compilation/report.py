@@ -1,0 +1,87 @@
+"""What every compiled program's report says, as plain JSON values and for people."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from anygpt_jax.compilation import hlo
+from anygpt_jax.compilation.slices import Chip, chip_of
+
+# Left for the runtime and for what fragments.
+_RESERVED = 0.03
+
+
+def measure(
+    what: str, topology: str, mesh: Mesh, compile_program: Callable[[], Any]
+) -> tuple[dict[str, Any], hlo.Cost, str]:
+    """Compiles, and says what the program is, where it runs and what the compiler knows of it.
+
+    Returns:
+      A report (sizes in bytes per device), the cost that it was made of, and the program's text.
+    """
+    start = time.perf_counter()
+    compiled = compile_program()
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    cost = hlo.cost_of(text)
+    report = {
+        "what": what,
+        "topology": topology,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        **_memory(compiled.memory_analysis(), chip_of(topology)),
+        "largest_arrays": dict(sorted(cost.arrays.items(), key=lambda item: -item[1])[:10]),
+        "cycles": cost.cycles,
+        "kernel_launches": cost.kernels,
+        "collectives": {kind: {"launches": n, "bytes": b} for kind, (n, b) in cost.collectives.items()},
+        "by_operation": dict(cost.by_operation.most_common(10)),
+        "compile_seconds": seconds,
+    }
+    return report, cost, text
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report of any program, in lines."""
+
+    def gib(name: str) -> str:
+        return f"{report[name] / 2**30:.2f}"
+
+    mesh = " × ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    verdict = "fits" if report["fits"] else f"DOES NOT FIT; try {report['advice']}"
+    arrays = [f"    {size / 2**30:6.3f} GiB  {name}" for name, size in report["largest_arrays"].items()]
+    moved = [
+        f"    {kind}: {entry['launches']} launches, {entry['bytes'] / 2**30:.2f} GiB"
+        for kind, entry in report["collectives"].items()
+    ]
+    return "\n".join(
+        [
+            f"{report['topology']}: {report['devices']} devices ({mesh}), {report['summary']}",
+            f"  per device: arguments {gib('argument_bytes')} GiB, temporaries {gib('temp_bytes')}, outputs "
+            f"{gib('output_bytes')} of which {gib('aliased_bytes')} reuse arguments",
+            f"  {gib('total_bytes')} of {gib('limit_bytes')} GiB: {verdict}",
+            f"  {report['cycles'] / 1e9:.4f}e9 estimated cycles, {report['kernel_launches']} kernel launches",
+            f"  predicted {report['prediction']}",
+            *(["  collectives per device:", *moved] if moved else []),
+            "  largest arrays (no sum: not all live at once):",
+            *arrays,
+            f"  compiled in {report['compile_seconds']:.0f} s",
+        ]
+    )
+
+
+def _memory(memory: Any, chip: Chip) -> dict[str, Any]:
+    """Bytes of a device, and whether they fit the chip."""
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    limit = round(chip.memory * (1 - _RESERVED))
+    return {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "aliased_bytes": memory.alias_size_in_bytes,
+        "total_bytes": total,
+        "limit_bytes": limit,
+        "fits": total <= limit,
+    }

@@ -1,0 +1,266 @@
+"""The SEED-2 tokenizer: what it takes and refuses, its contract as a codec, meshes, the published size."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from anygpt_tokenizers import seed
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import MediaError, load_codec
+from anygpt_tokenizers.seed import ImageTokenizer, SeedCodec
+from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
+from anygpt_tokenizers.unclip_importer import import_unclip
+from PIL import Image, ImageOps
+from recorded_unclip import write_directory
+from seed_states import SMALL, random_codec, random_files, random_pictures, stages
+
+FIXTURE = Path(__file__).parent / "fixtures" / "image_seed.npz"
+SIZE = SMALL.image_size
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    return random_codec(tmp_path_factory.mktemp("seed"))
+
+
+def test_every_stage_is_the_recorded_original(tmp_path):
+    with np.load(FIXTURE) as file:
+        recorded = dict(file)
+    files = [
+        {key.partition(":")[2]: value for key, value in recorded.items() if key.startswith(f"{name}:")}
+        for name in ("quantizer", "vit")
+    ]
+    codec = random_codec(tmp_path, files)
+    pixels = recorded["pixels"]
+    for name, actual in stages(codec, pixels).items():
+        np.testing.assert_allclose(actual, recorded[name], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(codec.encode(pixels)[..., 0], recorded["codes"])
+    np.testing.assert_allclose(codec.embed(recorded["codes"]), recorded["embedding"], rtol=0, atol=1e-5)
+
+
+def test_the_published_size_has_the_published_number_of_parameters():
+    pixels = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8)
+    net = SeedNet(SeedSpec())
+    (codes, embedding), variables = jax.eval_shape(net.init_with_output, jax.random.key(0), pixels)
+    assert (codes.shape, codes.dtype, embedding.shape) == ((2, 32), jnp.int32, (2, 1024))
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in variables["params"].items()}
+    task_layers = 615_200 + 26_400
+    blocks_and_head = 28_351_488 + 24_576 + 233_472 + 1_049_600
+    assert sizes["vision"] == 985_894_528 and sizes["vision_norm"] == 2_816
+    assert sizes["qformer"] == 24_576 + 105_138_176 - 512  # without the buffer of positions
+    assert sizes["codebook"] == 262_144
+    assert sizes["encode_in"] + sizes["encode_out"] + sizes["head"] == task_layers + blocks_and_head
+    assert sum(sizes.values()) == 1_149_999_040 - 512 - 24_576 - 28_351_488  # `pos_embed` and `blocks`
+
+
+def test_it_is_found_by_its_type_and_keeps_the_contract(codec, tmp_path):
+    pixels = random_pictures(3)
+    codec.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    assert isinstance(again, SeedCodec) and again.hash == codec.hash and len(codec.hash) == 16
+    assert (again.kind, again.modality, again.num_codebooks, again.codebook_size) == (
+        "image",
+        "image",
+        1,
+        2048,
+    )
+    assert (again.image_size, again.fixed_frames) == (SIZE, 32)
+    codes = again.encode(pixels)
+    assert codes.shape == (3, 32, 1) and codes.dtype == np.int32
+    assert np.array_equal(codes, codec.encode(pixels))
+    many = again.encode_many(list(pixels))
+    assert np.array_equal(many, codes) and again.encode_many([]) == []
+    embedding = again.embed(codes)
+    assert embedding.shape == (3, 256) and embedding.dtype == np.float32
+    assert np.array_equal(embedding, again.embed(codes[..., 0]))
+
+
+def test_codes_do_not_depend_on_the_batch_nor_on_the_default_precision(codec):
+    pixels = random_pictures(70)  # more than one call of the program
+    codes = codec.encode(pixels)
+    assert np.array_equal(codec.encode(pixels[66:67]), codes[66:67])
+    assert codec.encode(pixels[:0]).shape == (0, 32, 1)
+    with jax.default_matmul_precision("bfloat16"):
+        assert np.array_equal(codec.encode(pixels[:8]), codes[:8])
+
+
+def test_later_queries_change_no_earlier_code(codec):
+    pixels, params = random_pictures(2), jax.tree.map(np.array, codec.params)
+    queries = jax.jit(functools.partial(codec.net.apply, method="queries"))
+    before = np.asarray(queries({"params": params}, pixels))
+    params["qformer"]["queries"][20:] += np.random.default_rng(0).normal(size=(12, SMALL.qformer_dim))
+    after = np.asarray(queries({"params": params}, pixels))
+    assert np.array_equal(before[:, :20], after[:, :20]) and np.abs(before - after)[:, 20:].max() > 0.1
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}])
+def test_eight_devices_give_the_codes_of_one(codec, axes):
+    pixels = random_pictures(11)
+    spread = SeedCodec(codec.config, codec.params, codec.directory)
+    spread.on_mesh(jax.make_mesh(tuple(axes.values()), tuple(axes)))
+    assert np.array_equal(spread.encode(pixels), codec.encode(pixels))
+    codes = codec.encode(pixels)
+    np.testing.assert_allclose(spread.embed(codes), codec.embed(codes), rtol=0, atol=1e-5)
+    kernel = spread.weights["vision"]["blocks"]["up"]["kernel"]
+    with pytest.raises(UserError, match="neither 'data' nor 'fsdp'"):
+        spread.on_mesh(jax.make_mesh((8,), ("tensor",)))
+    whole = SMALL.vision_layers * SMALL.vision_dim * SMALL.vision_hidden
+    assert kernel.addressable_shards[0].data.size == whole // axes.get("fsdp", 1)
+
+
+def test_pictures_are_resized_by_pillows_bicubic_and_not_cropped(codec, tmp_path):
+    pixels = random_pictures(1, 131)[0][:, :77]
+    image = Image.fromarray(pixels)
+    expected = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(codec.read_file(tmp_path / "a.png"), expected)
+    for picture in (
+        image,
+        pixels,
+        pixels / 255.0,
+        (pixels / 255).astype(np.float32),
+        str(tmp_path / "a.png"),
+    ):
+        assert np.array_equal(codec.read(picture), expected)
+    gray = image.convert("L")
+    expected = np.asarray(gray.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    for picture in (gray, np.asarray(gray), np.asarray(gray)[..., None]):
+        assert np.array_equal(codec.read(picture), expected)
+
+
+def test_orientation_is_applied_and_a_large_jpeg_is_not_read_as_a_draft(codec, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(random_pictures(1, 90)[0][:60])
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "a.jpg") as saved:
+        turned = ImageOps.exif_transpose(saved).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    assert np.array_equal(codec.read_file(tmp_path / "a.jpg"), np.asarray(turned))
+    Image.fromarray(random_pictures(1, 64)[0]).resize((5000, 3300)).save(tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as saved:
+        expected = np.asarray(saved.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    assert np.array_equal(codec.read_file(tmp_path / "b.jpg"), expected)
+
+
+def test_an_unusable_picture_costs_no_other(codec, tmp_path):
+    good, tokenizer = random_pictures(2), ImageTokenizer.from_pretrained(codec.directory)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("once upon a time")
+    holey = good[0] / np.float32(255)
+    holey[3, 4, 1] = np.nan
+    images = [
+        good[0],
+        tmp_path / "empty.png",
+        tmp_path / "none.png",
+        holey,
+        Image.fromarray(good[1]),
+        tmp_path / "text.png",
+        np.full((4, 4, 3), 255.0),
+        np.zeros((4, 4, 3), np.int64),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        Image.new("1", (20_000, 20_000)),
+    ]
+    codes, refused = tokenizer.encode_usable(images)
+    assert np.array_equal(codes, codec.encode(good)[..., 0])
+    assert {index: error.reason for index, error in refused.items()} == {
+        1: "empty file",
+        2: "missing file",
+        3: "pixels that are not finite numbers",
+        5: "not an image",
+        6: "float pixels outside 0..1",
+        7: "pixels of an unknown type",
+        8: "not a picture's shape",
+        9: "too many pixels",
+    }
+    assert "[3, 4, 1]" in str(refused[3])
+    with pytest.raises(MediaError, match=r"image 1 of 10: .*empty.png: empty file"):
+        tokenizer.encode(images)
+    assert np.array_equal(tokenizer.encode(good), codes)
+    assert tokenizer.encode([]).shape == (0, 32)
+
+
+def test_wrong_codes_and_pixels_are_named(codec):
+    codes = np.zeros((3, 32), np.int32)
+    codes[2, 5] = 2048
+    for wrong, message in [
+        (codes, r"0\.\.2047; position 5 of row 2 is 2048"),
+        (-codes, "position 5 of row 2 is -2048"),
+        (codes[:, :31], r"32 codes.*\[3, 31\]"),
+        (np.zeros((1, 32, 2), np.int32), r"32 codes.*\[1, 32, 2\]"),
+        (np.zeros((1, 32)), "whole numbers"),
+    ]:
+        for method in (codec.embed, codec.decode):
+            with pytest.raises(UserError, match=message):
+                method(wrong)
+    with pytest.raises(UserError, match=r"uint8 \[batch, 56, 56, 3\]"):
+        codec.encode(np.zeros((1, 224, 224, 3), np.uint8))
+
+
+def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp_path, monkeypatch):
+    codec.save_pretrained(tmp_path / "codec")
+    codes, others = np.zeros((2, 32), np.int32), np.ones((2, 32), np.int32)
+    tokenizer = ImageTokenizer.from_pretrained(tmp_path / "codec")
+    with pytest.raises(UserError, match="import-unclip"):
+        tokenizer.decode(codes)
+
+    class UnclipDecoder:
+        @classmethod
+        def from_pretrained(cls, directory, dtype):
+            assert (directory / "config.json").is_file() and directory.name == "unclip" and dtype == "float32"
+            return cls()
+
+        def decode(self, embeddings, key, **options):
+            return embeddings, key, options
+
+    monkeypatch.setattr(seed, "UnclipDecoder", UnclipDecoder)
+    (tmp_path / "codec" / "unclip").mkdir()
+    (tmp_path / "codec" / "unclip" / "config.json").write_text("{}")
+    embeddings, key, options = tokenizer.decode(codes)
+    assert np.array_equal(embeddings, codec.embed(codes)) and key == 0
+    assert options == {"guidance_scale": 10.0, "num_inference_steps": 20}
+    _, key, options = tokenizer.decode(codes, 5, guidance=3.0, steps=4, negative_codes=others, progress=print)
+    assert np.array_equal(options.pop("negative_embeddings"), codec.embed(others)) and key == 5
+    assert options == {"guidance_scale": 3.0, "num_inference_steps": 4, "progress": print}
+    with pytest.raises(UserError, match="of 2 pictures too, not of 1"):
+        tokenizer.decode(codes, negative_codes=others[:1])
+    tokenizer.codec.save_pretrained(tmp_path / "copy")
+    assert load_codec(tmp_path / "copy").unclip
+
+
+def test_a_picture_becomes_codes_and_codes_a_picture_again(tmp_path):
+    spec = dataclasses.replace(SMALL, embed_dim=8)  # what the recorded decoder takes
+    random_codec(tmp_path, random_files(spec))
+    write_directory(tmp_path / "diffusers")
+    import_unclip(tmp_path / "diffusers", tmp_path / "codec" / "unclip")
+    tokenizer, seen = ImageTokenizer.from_pretrained(tmp_path / "codec"), []
+    codes = tokenizer.encode(random_pictures(2))
+    pictures = tokenizer.decode(codes, key=1, steps=3, progress=lambda *done: seen.append(done))
+    assert pictures.shape == (2, 8, 8, 3) and pictures.dtype == np.uint8 and seen[-1] == (4, 4)
+    embeddings = tokenizer.embed(codes)
+    alone = tokenizer.codec.unclip.decode(embeddings, 1, num_inference_steps=3)
+    assert np.array_equal(pictures, alone)
+    assert not np.array_equal(pictures, tokenizer.decode((codes + 1) % 2048, key=1, steps=3))
+
+
+def test_damaged_and_foreign_directories_are_one_sentence(codec, tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        SeedCodec.from_pretrained(tmp_path)
+    codec.save_pretrained(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:5], whole[:-1], b"\xff" * 100):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_codec(tmp_path)
+    (tmp_path / "config.json").write_text('{"type": "vit_vq"}')
+    with pytest.raises(UserError, match="no SEED-2"):
+        SeedCodec.from_pretrained(tmp_path)
+
+
+def test_small_random_files_are_those_of_the_spec():
+    quantizer, vit = random_files(dataclasses.replace(SMALL, vision_layers=1))
+    assert len(vit) == 4 + 13 and quantizer["query_tokens"].shape == (1, 32, SMALL.qformer_dim)

@@ -1,0 +1,193 @@
+"""The unCLIP decoder computes what diffusers' pipeline was recorded to compute; batches, meshes, mistakes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from anygpt_tokenizers import diffusion_schedules as schedules
+from anygpt_tokenizers import unclip
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.unclip_unet import UNet
+from anygpt_tokenizers.unclip_vae import VaeDecoder
+from jax.sharding import Mesh
+from recorded_unclip import recorded, recorded_decoder
+
+RECORDS = recorded()
+INPUTS = {name: RECORDS[name] for name in ("embeddings", "noise", "latents")}
+FEW = {"num_inference_steps": 5, "schedule": "ddim"}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    return recorded_decoder(tmp_path_factory.mktemp("unclip"))
+
+
+@functools.cache
+def compiled_unet(spec):
+    return jax.jit(UNet(spec).apply)
+
+
+def end_of(decoder, schedule: str, steps: int, guidance: float = 10.0, level: int = 0) -> np.ndarray:
+    """The latents at the end of a schedule, one evaluation at a time."""
+    spec, params = decoder.spec, decoder.params
+    table = schedules.make_table(schedule, spec.noise, steps)
+    label = unclip.class_label(spec, params["normalizer"], INPUTS["embeddings"], INPUTS["noise"], level)
+    label = jnp.concatenate([jnp.zeros_like(label), label])
+    text = np.broadcast_to(params["empty_prompt"], (6, *params["empty_prompt"].shape))
+    state = schedules.start(jnp.asarray(INPUTS["latents"]))
+    unet = compiled_unet(spec.unet)
+    for row in range(len(table.time)):
+        row = schedules.Table(*(part[row] for part in table))
+        x = jnp.concatenate([state.latents] * 2)
+        without, given = jnp.split(
+            unet({"params": params["unet"]}, x, np.full(6, row.time, np.int64), text, label), 2
+        )
+        state = schedules.advance(state, row, without + guidance * (given - without))
+    return np.asarray(state.latents)
+
+
+def test_one_evaluation_of_the_network_is_as_recorded(decoder):
+    text = np.broadcast_to(decoder.params["empty_prompt"], (6, *decoder.params["empty_prompt"].shape))
+    twice = [np.tile(part, [2] + [1] * (part.ndim - 1)) for part in (INPUTS["latents"], RECORDS["times"])]
+    label = np.tile(RECORDS["label at 30"], (2, 1))
+    velocity = compiled_unet(decoder.spec.unet)({"params": decoder.params["unet"]}, *twice, text, label)
+    assert RECORDS["velocity"].std() > 0.3
+    np.testing.assert_allclose(velocity[:3], RECORDS["velocity"], atol=1e-5)
+
+
+def test_the_empty_prompt_is_encoded_as_recorded(decoder):
+    assert RECORDS["empty_prompt"].std() > 0.3
+    np.testing.assert_allclose(decoder.params["empty_prompt"], RECORDS["empty_prompt"], atol=1e-5)
+
+
+def test_the_class_label_is_the_noised_embedding_and_its_level(decoder):
+    arguments = decoder.params["normalizer"], INPUTS["embeddings"], INPUTS["noise"], jnp.int32(30)
+    label = unclip.class_label(decoder.spec, *arguments)
+    np.testing.assert_allclose(label, RECORDS["label at 30"], atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["plms", "ddim", "dpm++"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
+def test_every_schedule_visits_the_recorded_times_and_ends_as_recorded(decoder, schedule, steps):
+    table = schedules.make_table(schedule, decoder.spec.noise, steps)
+    assert table.time.tolist() == RECORDS[f"times of {schedule}:{steps}"].tolist()
+    expected = RECORDS[f"{schedule}:{steps}"]
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(end_of(decoder, schedule, steps), expected, atol=1e-4)
+
+
+def test_the_published_schedule_is_the_specified_one():
+    table = schedules.make_table("plms", schedules.NoiseSpec(), 20)
+    assert table.time.tolist() == [951, 901, 901, *range(851, 0, -50)] and len(table.time) == 21
+    bar = schedules.signal(schedules.NoiseSpec())
+    assert abs(bar[0] - 0.99914998) < 1e-7
+    share = schedules.signal(unclip.EMBEDDING_NOISE)[0]
+    assert abs(np.sqrt(share) - 0.9999793768) < 1e-7 and abs(np.sqrt(1 - share) - 0.0064269761) < 5e-6
+
+
+def test_the_whole_pipeline_in_one_program_gives_the_recorded_pictures(decoder):
+    seen = []
+    pictures = decoder.decode(**INPUTS, progress=lambda done, total: seen.append((done, total)))
+    colours = np.clip(RECORDS["colours of plms:20"] / 2 + 0.5, 0, 1) * 255
+    assert pictures.dtype == np.uint8 and pictures.std() > 20
+    assert np.abs(pictures - colours).max() < 0.51
+    assert sorted(seen) == [(done, 21) for done in range(1, 22)]
+
+
+def test_without_guidance_and_at_a_noise_level_it_is_as_recorded(decoder):
+    options = {"guidance_scale": 1.0, "noise_level": 30}
+    pictures = decoder.decode(**INPUTS, **FEW, **options)
+    latents = RECORDS["ddim:5 without guidance at level 30"]
+    colours = VaeDecoder(decoder.spec.vae).apply({"params": decoder.params["vae"]}, latents)
+    assert np.abs(pictures - np.clip(colours / 2 + 0.5, 0, 1) * 255).max() < 0.52
+
+
+def test_guidance_away_from_the_same_embedding_is_none(decoder):
+    table = schedules.make_table("ddim", decoder.spec.noise, 5)
+    embeddings, noise, latents = (INPUTS[name] for name in ("embeddings", "noise", "latents"))
+    program = jax.jit(functools.partial(unclip.denoise, decoder.spec, jnp.float32))
+    same = unclip.Inputs(embeddings, noise, embeddings, noise, latents, None)
+    guided = program(decoder.params, same, table, np.float32(10), np.int32(30))
+    np.testing.assert_allclose(guided, RECORDS["ddim:5 without guidance at level 30"], atol=1e-4)
+    other = same._replace(negatives=embeddings[::-1])
+    away = program(decoder.params, other, table, np.float32(10), np.int32(30))
+    assert np.abs(np.asarray(away) - guided).max() > 0.1
+
+
+def test_a_picture_depends_on_nothing_else_in_its_batch(decoder):
+    whole = decoder.decode(INPUTS["embeddings"], 7, **FEW)
+    again = decoder.decode(INPUTS["embeddings"][[0, 2, 1]], jax.random.key(7), **FEW)
+    np.testing.assert_array_equal(whole[0], again[0])
+    assert (whole != decoder.decode(INPUTS["embeddings"], 8, **FEW)).mean() > 0.5
+    many = np.repeat(INPUTS["embeddings"], 2, axis=0)  # more than one call of the program
+    np.testing.assert_array_equal(decoder.decode(many, 7, **FEW)[0], whole[0])
+
+
+def test_eight_devices_make_the_same_pictures_as_one(decoder):
+    embeddings = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    one = decoder.decode(embeddings, 1, **FEW)
+    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "tensor"))
+    sharded = unclip.UnclipDecoder(decoder.spec, decoder.params).on_mesh(mesh)
+    seen = []
+    eight = sharded.decode(embeddings, 1, **FEW, progress=lambda done, total: seen.append((done, total)))
+    assert eight.shape == one.shape and np.abs(eight.astype(int) - one).max() <= 1
+    assert sorted(set(seen)) == [(done, 5) for done in range(1, 6)]
+
+
+def test_bfloat16_is_close_to_float32(decoder):
+    half = unclip.UnclipDecoder(decoder.spec, decoder.params, "bfloat16")
+    assert half.weights["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
+    difference = half.decode(**INPUTS, **FEW, guidance_scale=2.0).astype(int)
+    difference -= decoder.decode(**INPUTS, **FEW, guidance_scale=2.0)
+    assert np.abs(difference).mean() < 3
+
+
+def test_the_published_sizes_have_the_published_number_of_parameters():
+    shapes = unclip.abstract_params(unclip.UnclipSpec())
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    assert count(shapes["unet"]) == 870_173_124
+    assert count(shapes["vae"]) == 49_490_179 + 20  # the decoder, and the 1×1 convolution in front of it
+    assert shapes["empty_prompt"].shape == (77, 1024)
+    spec = unclip.UnclipSpec()
+    program = functools.partial(unclip.generate, spec, jnp.bfloat16)
+    pictures = jax.eval_shape(program, *unclip.abstract_arguments(spec, 4))
+    assert (pictures.shape, pictures.dtype) == ((4, 768, 768, 3), jnp.uint8)
+    assert (spec.embedding_dim, spec.image_size, spec.latent_shape) == (1024, 768, (96, 96, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"embeddings": np.zeros((2, 7))}, ["[batch, 8]", "[2, 7]"]),
+        ({"embeddings": np.zeros((0, 8))}, ["[0, 8]"]),
+        ({"embeddings": np.full((2, 8), np.nan)}, ["Row 0", "`embeddings`", "not finite"]),
+        ({"negative_embeddings": np.zeros((2, 8))}, ["`negative_embeddings`", "[3, 8]"]),
+        ({"latents": np.zeros((3, 4, 4, 5))}, ["`latents`", "[3, 4, 4, 4]"]),
+        ({"noise": np.full((3, 8), np.inf)}, ["`noise`", "not finite"]),
+        ({"prompt_embeddings": np.zeros((1, 6, 9))}, ["`prompt_embeddings`", "[3, 6, 8]"]),
+        ({"num_inference_steps": 0}, ["num_inference_steps", "1..999", "0"]),
+        ({"num_inference_steps": 1000}, ["num_inference_steps", "1000"]),
+        ({"num_inference_steps": 2.5}, ["num_inference_steps", "2.5"]),
+        ({"num_inference_steps": 1000, "schedule": "dpm++"}, ["num_inference_steps", "'dpm++'"]),
+        ({"schedule": "euler"}, ["'euler'", "plms, ddim, dpm++"]),
+        ({"noise_level": 1000}, ["noise_level", "0..999"]),
+        ({"guidance_scale": float("nan")}, ["guidance_scale"]),
+    ],
+)
+def test_impossible_arguments_are_one_sentence(decoder, changes, words):
+    with pytest.raises(UserError) as caught:
+        decoder.decode(**{"embeddings": INPUTS["embeddings"], **changes})
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_directory_that_holds_no_decoder_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="import-unclip"):
+        unclip.UnclipDecoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"type": "seanet"}')
+    with pytest.raises(UserError, match="import-unclip"):
+        unclip.UnclipDecoder.from_pretrained(tmp_path)

@@ -1,0 +1,130 @@
+"""What audio training reads: sound files, and the features of a teacher that go with them."""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import config_dict
+
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import MediaError
+from anygpt_tokenizers.manifest import rows_with
+from anygpt_tokenizers.media_audio import read_audio
+
+ATTEMPTS = 20  # files that are tried for one row of a batch before training stops
+
+
+class Clip(NamedTuple):
+    """A sound float32 [T], and the teacher's features float32 [F, S] of it, if there is a teacher."""
+
+    wave: np.ndarray
+    features: np.ndarray | None = None
+
+
+class Clips(Sequence):
+    """The sound files of a manifest, read when they are asked for, or all at once.
+
+    A file that can't be used raises MediaError when it is read.
+    """
+
+    def __init__(self, rows: list[dict], read: Callable[[dict], Clip], keep: bool):
+        self._rows, self._read = rows, read
+        self._kept = [read(row) for row in rows] if keep else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            part = Clips(self._rows[index], self._read, keep=False)
+            part._kept = self._kept and self._kept[index]
+            return part
+        return self._kept[index] if self._kept is not None else self._read(self._rows[index])
+
+
+def read_clips(config: config_dict.ConfigDict, data_dir: str | Path) -> Clips:
+    """The clips of DIR/manifest.jsonl of config.codec.modality; `config.keep_in_memory` reads them now."""
+    modality, field = config.codec.modality, config.teacher.field
+    rows = [row for row in rows_with(data_dir, field or modality) if modality in row]
+    if not rows:
+        raise UserError(f"{data_dir}/manifest.jsonl has no row with both {modality!r} and {field!r}.")
+    read = functools.partial(
+        _read_clip,
+        folder=Path(data_dir),
+        modality=modality,
+        rate=config.codec.sample_rate,
+        field=field,
+        function=_imported(config.teacher.function) if config.teacher.function else None,
+        dimension=config.codec.get("semantic_dimension"),
+    )
+    return Clips(rows, read, config.keep_in_memory)
+
+
+def _read_clip(
+    row: dict, folder: Path, modality: str, rate: int, field: str, function: Callable | None, dimension
+) -> Clip:
+    path = folder / row[modality]
+    wave = read_audio(path, rate)
+    if not field and function is None:
+        return Clip(wave)
+    place = folder / row[field] if field else path
+    features = _read_features(place) if field else np.asarray(function(wave, rate))
+    if features.ndim != 2 or features.shape[-1] != dimension or not len(features):
+        raise UserError(
+            f"{place}: the teacher's features have the shape {list(features.shape)}; the codec expects "
+            f"[frames, {dimension}] (config.codec.semantic_dimension)."
+        )
+    if not np.isfinite(features).all():
+        raise MediaError("features that are not finite", place)
+    return Clip(wave, features.astype(np.float32))
+
+
+def _read_features(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MediaError("missing file", path) from error
+    except (ValueError, EOFError, OSError) as error:
+        raise MediaError("not a readable .npy file", path, str(error).splitlines()[0]) from error
+
+
+def _imported(name: str) -> Callable:
+    """The function that "package.module:function" names."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f'config.teacher.function {name!r} is no "module:function": {error}.') from error
+
+
+def random_clip(clips: Sequence[Clip], rng: np.random.Generator) -> Clip:
+    """One clip; a file that can't be used is passed over, unless many in a row can't."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return clips[int(rng.integers(len(clips)))]
+        except MediaError:
+            continue
+    return clips[int(rng.integers(len(clips)))]
+
+
+def crop(
+    clip: Clip, frames: int, hop: int, speed: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A random stretch: (float32 [at most frames · hop], the features of its frames [at most frames, S]).
+
+    Played at `speed`, which goes without features only. Features begin at the frame that the stretch begins
+    in, as in SpeechTokenizer.
+    """
+    length = frames * hop
+    wanted = int(length * speed)
+    start = rng.integers(max(1, len(clip.wave) - wanted + 1))
+    wave = clip.wave[start : start + wanted]
+    if speed != 1.0:
+        wave = np.interp(np.arange(int(len(wave) / speed)) * speed, np.arange(len(wave)), wave)
+    if clip.features is None:
+        return wave[:length], None
+    first = max(0, min(start // hop, len(clip.features) - frames))
+    return wave[:length], clip.features[first : first + frames]

@@ -1,0 +1,24 @@
+"""Fresh weights drawn in numpy: compiling a program that draws hundreds of arrays is slow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def fresh_weights(shapes: dict, rng: jax.Array) -> dict:
+    """Arrays for the nested dict of `shapes` (of `jax.eval_shape`), by their names and in their order.
+
+    "slope" of Snake: 1. Arrays of one axis: 0. Others: normal, with a variance of one over the product of all
+    axes but the last.
+    """
+    random = np.random.default_rng(np.asarray(jax.random.bits(rng, (4,))))
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "slope":
+            return jnp.ones(leaf.shape)
+        if len(leaf.shape) == 1:
+            return jnp.zeros(leaf.shape)
+        values = random.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(values / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -1,0 +1,87 @@
+"""Settings that configs of audio training start from."""
+
+from ml_collections import config_dict
+
+
+def audio() -> config_dict.ConfigDict:
+    """Every setting of `AudioTraining`, each at the value that adds nothing; configs set what they need.
+
+    Not set here are those that every config must choose: codec, steps, batch_size, crop_frames, loss_weights,
+    quantize_from, pool, ema_decay, restart_below and the optimizer's.
+
+    - codec: the codec's config.json. steps, batch_size; crop_frames: frames of a training example.
+    - speed_range, gain_range: each example is played at a random speed and loudness between these.
+    - keep_in_memory: read all files at the start, or each when its turn comes.
+    - loss_weights: which terms the loss has. "commitment" (latents to quantised latents), "level_commitment"
+      (the same for every level, averaged), "distill" (see teacher), "l1" (waveform), those of
+      `audio_losses.multi_resolution_losses` for `stft_sizes` or of the spectral head, "mel_0", "mel_1", … for
+      `mel_windows`, "mel_scales" for `mel_scales`, "adversarial" and "feature" (see adversary).
+    - mel_bands: of all mel terms. mel_windows: pairs of window and hop. mel_scales: windows.
+    - balance: decay of EnCodec's balancer, or 0 for none.
+    - adversary: see `audio_adversary.Adversary`; no discriminators where `networks` is empty.
+    - teacher: `field`, the manifest's name of the .npy files of features, or `function`, "module:function"
+      that computes them from (wave, rate).
+    - quantize_from: step at which the latents begin to be quantised. pool: recent latents kept for it.
+    - kmeans_iterations, ema_decay, restart_below: see `residual_vq`.
+    - quantizer_dropout: numbers of levels of which each step takes one; empty for always all.
+    """
+    config = config_dict.ConfigDict()
+    config.kind = "audio"
+    config.seed = 0
+    config.codec = config_dict.ConfigDict()
+    config.speed_range = (1.0, 1.0)
+    config.gain_range = (1.0, 1.0)
+    config.keep_in_memory = True
+    config.mel_bands = 80
+    config.stft_sizes = ()
+    config.mel_windows = ()
+    config.mel_scales = ()
+    config.balance = 0.0
+    config.adversary = config_dict.ConfigDict({"networks": {}, "kind": "least_squares", "every": 1})
+    config.teacher = config_dict.ConfigDict({"field": "", "function": ""})
+    config.kmeans_iterations = 10
+    config.quantizer_dropout = ()
+    config.optimizer = config_dict.ConfigDict()
+    config.log_every = 50
+    config.save_every = 250
+    return config
+
+
+def small_audio() -> config_dict.ConfigDict:
+    """What the small speech and music codecs have in common."""
+    config = audio()
+    config.codec.sample_rate = 16000
+    config.codec.dimension = 64
+    config.codec.front = "stft"
+    config.codec.head = "istft"
+    config.codec.decoder_filters = 192
+    config.codec.residual_layers = 1
+    config.codec.refinements = 16
+    config.codec.storage_dtype = "float16"
+
+    config.batch_size = 16
+    config.gain_range = (0.6, 1.1)
+    config.loss_weights = config_dict.ConfigDict(
+        {"log": 1.0, "log_squared": 0.5, "mel": 1.0, "convergence": 1.0, "advance": 0.5, "commitment": 0.25}
+    )
+    config.pool = 8192
+    config.ema_decay = 0.98
+    config.restart_below = 0.03
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = 30
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.clip = 1.0
+    return config
+
+
+def dummy_small_audio(config: config_dict.ConfigDict) -> None:
+    """Makes a small codec's config one for tests."""
+    config.codec.update({"codebook_size": 32, "dimension": 8, "encoder_filters": 8, "decoder_filters": 8})
+    config.codec.refinements = 1
+    config.update({"steps": 20, "batch_size": 4, "crop_frames": 8, "quantize_from": 5, "pool": 128})
+    config.update({"log_every": 5, "save_every": 20})
+    config.optimizer.warmup = 2
+    config.optimizer.learning_rate = 1e-2

@@ -1,0 +1,80 @@
+"""What the networks of SEED-2 share: dense layers, norms, attention and the pre-norm block.
+
+Letters: B rows, N and M tokens, D width, H heads, K width of a head. Matrices are multiplied in `dtype`;
+norms, softmax and the sums of the residual stream are float32 whatever it is.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), GELU by erf, norms of 1e-6.
+
+    Attributes:
+      num_heads, hidden_dim: of attention and mlp.
+      key_bias: whether keys have a bias as queries and values do (EVA-CLIP's have none).
+      dtype: of the matrix products.
+    """
+
+    num_heads: int
+    hidden_dim: int
+    key_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        """float32 [B, N, D] -> the same, and nothing for `nn.scan` to collect."""
+        dim = x.shape[-1]
+        qkv = dense(3 * dim, "qkv", self.dtype, bias=False)(norm("norm_1", 1e-6)(x))
+        query, key, value = jnp.split(qkv, 3, axis=-1)
+        query, value = query + self._bias("query_bias", dim), value + self._bias("value_bias", dim)
+        key = key + self._bias("key_bias", dim) if self.key_bias else key
+        mixed = attention(*(heads(part, self.num_heads) for part in (query, key, value)))
+        x = x + dense(dim, "attention_out", self.dtype)(mixed)
+        hidden = dense(self.hidden_dim, "up", self.dtype)(norm("norm_2", 1e-6)(x))
+        return x + dense(dim, "down", self.dtype)(nn.gelu(hidden, approximate=False)), None
+
+    def _bias(self, name: str, dim: int) -> jax.Array:
+        return self.param(name, nn.initializers.zeros, (dim,)).astype(self.dtype)
+
+
+def blocks(length: int, num_heads: int, hidden_dim: int, key_bias: bool, dtype: jnp.dtype) -> nn.Module:
+    """`length` blocks in a row, their parameters stacked along a first axis."""
+    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
+    return stack(num_heads, hidden_dim, key_bias, dtype, name="blocks")
+
+
+def heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B, N, H·K] -> [B, N, H, K]."""
+    return x.reshape(*x.shape[:-1], num_heads, -1)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """query [B, N, H, K], key and value [B, M, H, K] -> [B, N, H·K]; `mask` [N, M] is added to the scores."""
+    precision = precision_of(query.dtype)
+    query = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum(
+        "bnhk,bmhk->bhnm", query, key, precision=precision, preferred_element_type=jnp.float32
+    )
+    weights = nn.softmax(scores if mask is None else scores + mask).astype(query.dtype)
+    mixed = jnp.einsum("bhnm,bmhk->bnhk", weights, value, precision=precision)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def dense(features: int, name: str, dtype: jnp.dtype, bias: bool = True) -> nn.Dense:
+    """A linear layer that multiplies in `dtype`."""
+    return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision_of(dtype), name=name)
+
+
+def norm(name: str, epsilon: float) -> nn.LayerNorm:
+    """LayerNorm in float32, the variance computed as torch does."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Float32 means float32, also where a back end would round its products to bfloat16."""
+    return HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT

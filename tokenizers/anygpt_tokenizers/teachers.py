@@ -1,0 +1,25 @@
+"""Teachers for semantic distillation that need no weights: functions (wave [T], rate) -> features [F, S]."""
+
+import librosa
+import numpy as np
+
+CEPSTRA = 13
+
+
+def cepstra(wave: np.ndarray, rate: int, frame_rate: int = 50) -> np.ndarray:
+    """13 mel cepstra and their first and second differences in time: float32 [F, 39], mean 0, variance 1.
+
+    The features of classical speech recognisers. Normalised per clip, they say little about the voice and the
+    loudness, which is what a teacher of the semantic level is for.
+    """
+    hop = rate // frame_rate
+    wave = np.asarray(wave, np.float32)
+    mel = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=4 * hop, hop_length=hop, n_mels=40)
+    static = librosa.feature.mfcc(S=librosa.power_to_db(mel), n_mfcc=CEPSTRA)  # [13, F]
+    width = min(9, (static.shape[1] - 1) // 2 * 2 + 1)
+    if width < 3:
+        changes = [np.zeros_like(static)] * 2
+    else:
+        changes = [librosa.feature.delta(static, width=width, order=order) for order in (1, 2)]
+    features = np.concatenate([static, *changes]).T
+    return ((features - features.mean(0)) / (features.std(0) + 1e-3)).astype(np.float32)

@@ -1,0 +1,397 @@
+"""Stable unCLIP 2.1: a CLIP-H image embedding -> a picture that shows what it says (Ramesh et al. 2022).
+
+The embedding is slightly noised, and with its noise level is the class label of a latent diffusion; the
+guidance compares with an empty label, and both attend to the same (empty) text. Checkpoint: Stability AI's
+stable-diffusion-2-1-unclip, by way of `unclip_importer`. Images are NHWC.
+
+AnyGPT's decoder has no strength option, because diffusion always starts from pure noise; how closely a
+picture follows its embedding is up to `guidance_scale` and `noise_level`.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from anygpt_tokenizers import diffusion_schedules as schedules
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.clip_text import TextSpec
+from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
+from anygpt_tokenizers.diffusion_layers import sinusoid
+from anygpt_tokenizers.diffusion_schedules import NoiseSpec
+from anygpt_tokenizers.safetensors_file import map_arrays
+from anygpt_tokenizers.unclip_unet import UNet, UNetSpec
+from anygpt_tokenizers.unclip_vae import VaeDecoder, VaeSpec, to_pixels
+
+EMBEDDING_NOISE = NoiseSpec(kind="squaredcos_cap_v2", offset=0)
+ROWS = 4  # pictures per device in one call of the program
+
+
+@dataclasses.dataclass(frozen=True)
+class UnclipSpec:
+    """Sizes and conventions; the defaults are the published model's.
+
+    Attributes:
+      unet, vae, text: of the networks.
+      noise: of the diffusion.
+      embedding_noise: of the image embedding.
+      schedule: the sampler that `decode` takes by default.
+    """
+
+    unet: UNetSpec = dataclasses.field(default_factory=UNetSpec)
+    vae: VaeSpec = dataclasses.field(default_factory=VaeSpec)
+    text: TextSpec = dataclasses.field(default_factory=TextSpec)
+    noise: NoiseSpec = dataclasses.field(default_factory=NoiseSpec)
+    embedding_noise: NoiseSpec = EMBEDDING_NOISE
+    schedule: str = "plms"
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the image embedding: half of the class label."""
+        return self.unet.class_dim // 2
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.unet.sample_size * self.vae.factor
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of one picture's latents."""
+        return (self.unet.sample_size, self.unet.sample_size, self.unet.latent_channels)
+
+    @classmethod
+    def from_config(cls, config: dict) -> Self:
+        """From the fields that `dataclasses.asdict` gives, possibly after a way through JSON."""
+        kinds = {"unet": UNetSpec, "vae": VaeSpec, "text": TextSpec, "noise": NoiseSpec}
+        kinds["embedding_noise"] = NoiseSpec
+        parts = {name: kind(**_with_tuples(config[name])) for name, kind in kinds.items()}
+        return cls(**parts, schedule=config["schedule"])
+
+
+class Inputs(NamedTuple):
+    """What `generate` makes pictures of; all float32 with the batch in front.
+
+    embeddings, noise: [B, D], the image embeddings and what they are noised with.
+    negatives, negative_noise: [B, D], the same for what to stay away from; None for no label at all.
+    latents: [B, H, W, C] to start from.
+    text: [B, T, E] to attend to; None for the empty prompt.
+    """
+
+    embeddings: jax.Array
+    noise: jax.Array
+    negatives: jax.Array | None
+    negative_noise: jax.Array | None
+    latents: jax.Array
+    text: jax.Array | None
+
+
+def abstract_params(spec: UnclipSpec) -> dict:
+    """Shapes of the parameters: unet, vae, normalizer and empty_prompt."""
+    latents = jax.ShapeDtypeStruct((1, *spec.latent_shape), jnp.float32)
+    text = jax.ShapeDtypeStruct((1, spec.text.positions, spec.unet.text_dim), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, spec.unet.class_dim), jnp.float32)
+    time = jax.ShapeDtypeStruct((1,), jnp.int32)
+    unet = jax.eval_shape(UNet(spec.unet).init, jax.random.key(0), latents, time, text, label)
+    vae = jax.eval_shape(VaeDecoder(spec.vae).init, jax.random.key(0), latents)
+    row = jax.ShapeDtypeStruct((spec.embedding_dim,), jnp.float32)
+    return {
+        "unet": unet["params"],
+        "vae": vae["params"],
+        "normalizer": {"mean": row, "std": row},
+        "empty_prompt": jax.ShapeDtypeStruct(text.shape[1:], jnp.float32),
+    }
+
+
+def class_label(
+    spec: UnclipSpec, normalizer: dict, embeddings: jax.Array, noise: jax.Array, level: jax.Array
+) -> jax.Array:
+    """Embeddings [B, D], noised to a level (int32 scalar) in the normalizer's units, and it: [B, 2D]."""
+    share = jnp.asarray(schedules.signal(spec.embedding_noise))[level]
+    scaled = (embeddings - normalizer["mean"]) / normalizer["std"]
+    noised = jnp.sqrt(share) * scaled + jnp.sqrt(1 - share) * noise
+    noised = noised * normalizer["std"] + normalizer["mean"]
+    levels = sinusoid(jnp.broadcast_to(level, len(embeddings)), spec.embedding_dim)
+    return jnp.concatenate([noised, levels], axis=-1)
+
+
+def denoise(
+    spec: UnclipSpec,
+    dtype: jnp.dtype,
+    params: dict,
+    inputs: Inputs,
+    table: schedules.Table,
+    guidance: jax.Array | None,
+    level: jax.Array,
+    report: Callable[[jax.Array], None] | None = None,
+) -> jax.Array:
+    """The latents [B, H, W, C] at the end of the schedule.
+
+    Without `guidance` only the conditional prediction is made. `report` is called on the host with the number
+    of every evaluation.
+    """
+    state = schedules.start(inputs.latents)
+    return evaluations(spec, dtype, params, inputs, state, table, guidance, level, report).latents
+
+
+def evaluations(
+    spec: UnclipSpec,
+    dtype: jnp.dtype,
+    params: dict,
+    inputs: Inputs,
+    state: schedules.State,
+    table: schedules.Table,
+    guidance: jax.Array | None,
+    level: jax.Array,
+    report: Callable[[jax.Array], None] | None = None,
+) -> schedules.State:
+    """The state after the evaluations of a table, from any state on; arguments as of `denoise`."""
+    unet = UNet(spec.unet, dtype)
+    rows = len(inputs.embeddings)
+    label = class_label(spec, params["normalizer"], inputs.embeddings, inputs.noise, level)
+    empty = jnp.broadcast_to(params["empty_prompt"], (rows, *params["empty_prompt"].shape))
+    text = empty if inputs.text is None else inputs.text
+    if guidance is not None:
+        if inputs.negatives is None:
+            nothing = jnp.zeros_like(label)
+        else:
+            negatives = inputs.negatives, inputs.negative_noise
+            nothing = class_label(spec, params["normalizer"], *negatives, level)
+        label, text = _interleaved(nothing, label), _interleaved(empty, text)
+
+    def evaluate(state: schedules.State, indexed: tuple) -> tuple[schedules.State, None]:
+        index, row = indexed
+        x = state.latents if guidance is None else _interleaved(state.latents, state.latents)
+        time = jnp.broadcast_to(row.time, len(x))
+        prediction = unet.apply({"params": params["unet"]}, x, time, text, label)
+        if guidance is not None:
+            prediction = prediction.reshape(rows, 2, *prediction.shape[1:])
+            prediction = prediction[:, 0] + guidance * (prediction[:, 1] - prediction[:, 0])
+        if report is not None:
+            jax.debug.callback(report, index)
+        return schedules.advance(state, row, prediction), None
+
+    return jax.lax.scan(evaluate, state, (jnp.arange(len(table.time)), table))[0]
+
+
+def generate(spec: UnclipSpec, dtype: jnp.dtype, params: dict, *arguments) -> jax.Array:
+    """Pictures uint8 [B, image_size, image_size, 3]; arguments as of `denoise`. One program, to be jitted."""
+    latents = denoise(spec, dtype, params, *arguments)
+    return to_pixels(VaeDecoder(spec.vae, dtype).apply({"params": params["vae"]}, latents))
+
+
+def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str = "bfloat16") -> tuple:
+    """Shapes of what `generate` takes after spec and dtype, with guidance, for compiling without weights."""
+
+    def stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if len(leaf.shape) > 1 else "float32")
+
+    wide = jax.ShapeDtypeStruct((rows, spec.embedding_dim), jnp.float32)
+    latents = jax.ShapeDtypeStruct((rows, *spec.latent_shape), jnp.float32)
+    table = schedules.make_table(spec.schedule, spec.noise, steps)
+    table = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), table)
+    guidance, level = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    inputs = Inputs(wide, wide, None, None, latents, None)
+    return jax.tree.map(stored, abstract_params(spec)), inputs, table, guidance, level
+
+
+class UnclipDecoder:
+    """Weights, and compiled programs that make pictures of image embeddings.
+
+    Attributes:
+      spec: sizes and conventions.
+      params: unet, vae, normalizer and empty_prompt, as `abstract_params` lays them out; host arrays.
+      dtype: "float32" or "bfloat16", what the networks compute in.
+      mesh: where decode runs, or None for one device; set by `on_mesh`.
+    """
+
+    def __init__(self, spec: UnclipSpec, params: dict, dtype: str = "float32"):
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
+        self.spec, self.params, self.dtype = spec, params, dtype
+        self.mesh: Mesh | None = None
+        self._axis = ""
+        self._progress: Callable[[int], None] = lambda index: None
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
+        """Reads what `import-unclip` wrote; the text encoder stays in its file."""
+        spec, weights = open_directory(directory)
+        wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
+        wrong = [name for name in wanted if np.shape(weights.get(name)) != wanted[name].shape]
+        if wrong:
+            raise UserError(f"{directory} lacks {wrong[0]!r} in its config's shape; import it again.")
+        return cls(
+            spec, traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/"), dtype
+        )
+
+    def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
+        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
+        automatic = (AxisType.Auto,) * len(mesh.axis_names)
+        self.mesh, self._axis = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic), axis
+        self.__dict__.pop("weights", None)
+        return self
+
+    @functools.cached_property
+    def weights(self) -> dict:
+        """The parameters on the devices, matrices in the dtype that they are used in."""
+
+        def place(leaf: np.ndarray) -> jax.Array:
+            dtype = self.dtype if np.ndim(leaf) > 1 else "float32"
+            return jax.device_put(np.asarray(leaf, dtype), self._sharding())
+
+        with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
+            return jax.tree.map(place, self.params)
+
+    @functools.cached_property
+    def _programs(self) -> dict[bool, Callable]:
+        function = functools.partial(generate, self.spec, jnp.dtype(self.dtype))
+        report = lambda index: self._progress(int(index))  # noqa: E731
+        return {
+            False: jax.jit(function),
+            True: jax.jit(lambda *arguments: function(*arguments, report)),
+        }
+
+    def decode(
+        self,
+        embeddings: np.ndarray,
+        key: jax.Array | int = 0,
+        guidance_scale: float = 10.0,
+        num_inference_steps: int = 20,
+        noise_level: int = 0,
+        negative_embeddings: np.ndarray | None = None,
+        latents: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+        schedule: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        prompt_embeddings: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image embeddings float32 [B, D] -> pictures uint8 [B, image_size, image_size, 3].
+
+        A row's picture depends on its own inputs, the key and its place in the batch only.
+
+        Args:
+          embeddings: as CLIP's vision tower gives them, not normalised.
+          key: a JAX key or a seed, of all noise that is not given.
+          guidance_scale: 1 or less turns guidance (and half of the work) off.
+          num_inference_steps: of the schedule.
+          noise_level: 0..999, of the image embeddings.
+          negative_embeddings: [B, D], what the pictures shall not show; they get noise of their own.
+          latents: float32 [B, H, W, C] to start from, instead of noise.
+          noise: float32 [B, D], what the embeddings are noised with.
+          schedule: "plms" (as published), "ddim" or "dpm++".
+          progress: called on the host as progress(evaluations done, evaluations in all).
+          prompt_embeddings: float32 [1 or B, T, E] from the text encoder, instead of the empty prompt.
+
+        Raises:
+          UserError: where a shape, a number or a name is impossible.
+        """
+        spec = self.spec
+        table = schedules.make_table(schedule or spec.schedule, spec.noise, num_inference_steps)
+        rows = _checked_rows(embeddings, spec.embedding_dim)
+        if not 0 <= noise_level < spec.embedding_noise.times:
+            raise UserError(f"noise_level lies in 0..{spec.embedding_noise.times - 1}; it is {noise_level}.")
+        if not np.isfinite(guidance_scale):
+            raise UserError(f"guidance_scale is a finite number, not {guidance_scale}.")
+        drawn = self._draw(key, rows)
+        wide, text_shape = (rows, spec.embedding_dim), (rows, spec.text.positions, spec.unet.text_dim)
+        if prompt_embeddings is not None and len(prompt_embeddings) == 1:
+            prompt_embeddings = np.repeat(prompt_embeddings, rows, axis=0)
+        inputs = Inputs(
+            _checked("embeddings", embeddings, wide),
+            drawn[0] if noise is None else _checked("noise", noise, wide),
+            _checked("negative_embeddings", negative_embeddings, wide),
+            None if negative_embeddings is None else drawn[1],
+            drawn[2] if latents is None else _checked("latents", latents, (rows, *spec.latent_shape)),
+            _checked("prompt_embeddings", prompt_embeddings, text_shape),
+        )
+        guidance = np.float32(guidance_scale) if guidance_scale > 1 else None
+        return self._in_parts(inputs, table, guidance, np.int32(noise_level), progress)
+
+    def _in_parts(self, inputs: Inputs, table, guidance, level, progress) -> np.ndarray:
+        devices = self.mesh.shape[self._axis] if self.mesh else 1
+        rows, size = len(inputs.embeddings), ROWS * devices
+        multiple = devices if rows <= size else size  # so that all parts are of one shape, compiled once
+        starts = range(0, rows, size)
+        evaluations, pictures = len(table.time), []
+        for done, at in enumerate(starts):
+            part = jax.tree.map(lambda leaf, at=at: self._place(leaf[at : at + size], multiple), inputs)
+            if progress is not None:
+                before, total = done * evaluations, len(starts) * evaluations
+                self._progress = lambda index, before=before, total=total: progress(before + index + 1, total)
+            program = self._programs[progress is not None]
+            pictures.append(np.asarray(program(self.weights, part, table, guidance, level)))
+            jax.effects_barrier()  # `progress` has been called for all of this part
+        return np.concatenate(pictures)[:rows]
+
+    def _draw(self, key: jax.Array | int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Noise of embeddings and of negative ones [B, D], and latents [B, H, W, C], row by row."""
+        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        shapes = (self.spec.embedding_dim,), (self.spec.embedding_dim,), self.spec.latent_shape
+
+        def draw(row: jax.Array) -> list[jax.Array]:
+            keys = jax.random.split(jax.random.fold_in(key, row), len(shapes))
+            return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+        return tuple(np.asarray(part) for part in jax.vmap(draw)(jnp.arange(rows)))
+
+    def _place(self, array: np.ndarray, multiple: int) -> jax.Array:
+        """A batch on the devices, its last row repeated up to a multiple of rows."""
+        missing = -len(array) % multiple
+        array = np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+        return jax.device_put(array, self._sharding(self._axis))
+
+    def _sharding(self, *axes: str) -> NamedSharding | None:
+        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+
+
+def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, dict[str, np.ndarray]]:
+    """The configuration and the weights, not yet read, of a directory that `import-unclip` wrote."""
+    directory = Path(directory)
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{directory} holds no unCLIP decoder ({error}); make one with import-unclip."
+        ) from error
+    if config.get("type") != "unclip":
+        raise UserError(f"{directory} holds no unCLIP decoder; make one with import-unclip.")
+    return UnclipSpec.from_config(config), map_arrays(directory / WEIGHTS_FILE)
+
+
+def _interleaved(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Rows of two batches in turn, so that the two of a picture lie on one device: [2B, ...]."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _with_tuples(fields: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _checked_rows(embeddings: np.ndarray, width: int) -> int:
+    shape = np.shape(embeddings)
+    if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
+        raise UserError(f"The unCLIP decoder takes embeddings of shape [batch, {width}], not {list(shape)}.")
+    return shape[0]
+
+
+def _checked(name: str, array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array as float32; UserError unless it has the shape and holds finite numbers."""
+    if array is None:
+        return None
+    array = np.asarray(array, np.float32)
+    if array.shape != shape:
+        raise UserError(f"`{name}` must have the shape {list(shape)}, not {list(array.shape)}.")
+    if not np.isfinite(array).all():
+        row = np.argwhere(~np.isfinite(array))[0][0]
+        raise UserError(f"Row {row} of `{name}` holds a number that is not finite.")
+    return array
