@@ -121,8 +121,8 @@ def test_every_term_of_stage_2_falls(stage2):
 def test_stage_2_gives_a_codec_with_stage_1s_frozen_parts(stage1, stage2, data):
     codec = load_codec(stage2[1])
     assert isinstance(codec, SeedCodec)
-    codes = codec.encode(np.stack([codec.read_file(data / f"{index}.png") for index in range(3)]))
-    assert codes.shape == (3, 32, 1) and codec.embed(codes).shape == (3, 192)
+    codes = codec.encode(np.stack([codec.read_file(data / f"{index}.png") for index in range(9)]))
+    assert codes.shape == (9, 32, 1) and codec.embed(codes).shape == (9, 192)
     before, after = (read_arrays(out / "weights.safetensors") for _, out in (stage1, stage2))
     frozen = [name for name in before if name.startswith(PARTS)]
     assert frozen
@@ -140,10 +140,11 @@ def test_codes_collapse_unless_idle_ones_are_moved(stage1, stage2, data, tmp_pat
     assert len(logged(tmp_path, "dead_codes")) == len(logged(tmp_path, "code_entropy_bits")) == 8
 
 
-def test_moved_codes_are_latents_of_the_batch_and_the_others_stay(stage1, data):
+def test_moved_codes_are_latents_of_the_batch_and_the_others_stay(stage1):
     training = SeedStage2Training(stage2_config(stage1))
-    params, state = training.init(jax.random.key(0), [])
     size = training.spec.codebook_size
+    params = {"codebook": jax.random.normal(jax.random.key(0), (size, 4))}
+    state = {"usage": jnp.zeros(size), "idle": jnp.zeros(size, jnp.int32)}
     codes, latents = jnp.arange(8)[None], jnp.arange(32.0).reshape(1, 8, 4) + 100
     state["idle"] = state["idle"].at[10].set(4)
     used, figures = training._used(state, codes, latents, jax.random.key(1))
