@@ -10,6 +10,7 @@ import pytest
 from anygpt_tokenizers import seed_examples, seed_text, train
 from anygpt_tokenizers.cli import UserError, load_config
 from anygpt_tokenizers.codec import load_codec
+from anygpt_tokenizers.optimizer import make_optimizer
 from anygpt_tokenizers.seed import SeedCodec
 from anygpt_tokenizers.seed_net import SeedSpec
 from anygpt_tokenizers.seed_stage1 import SeedStage1, SeedStage1Training, contrastive_loss
@@ -257,3 +258,10 @@ def test_crops_keep_the_share_and_mirror_half():
         mirrored += part[0, 0, 0] > part[0, -1, 0]
     assert min(widths) > 0.55 and max(widths) <= 1 and 70 < mirrored < 130
     np.testing.assert_array_equal(seed_examples.cropped(ramp, 64, (1.0, 1.0), False, rng), ramp)
+
+
+def test_stacked_biases_and_norms_do_not_decay():
+    optimizer = make_optimizer(load_config(f"{CONFIG}:stage1"))
+    params = {name: jnp.ones((2, 2)) for name in ("kernel", "bias", "query_bias", "scale", "queries")}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert {name for name, update in updates.items() if update.any()} == {"kernel", "queries"}
