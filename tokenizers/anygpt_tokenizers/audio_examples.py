@@ -57,7 +57,7 @@ def read_clips(config: config_dict.ConfigDict, data_dir: str | Path) -> Clips:
         modality=modality,
         rate=config.codec.sample_rate,
         field=field,
-        function=_imported(config.teacher.function) if config.teacher.function else None,
+        function=imported(config.teacher.function) if config.teacher.function else None,
         dimension=config.codec.get("semantic_dimension"),
     )
     return Clips(rows, read, config.keep_in_memory)
@@ -71,7 +71,7 @@ def _read_clip(
     if not field and function is None:
         return Clip(wave)
     place = folder / row[field] if field else path
-    features = _read_features(place) if field else np.asarray(function(wave, rate))
+    features = read_features(place) if field else np.asarray(function(wave, rate))
     if features.ndim != 2 or features.shape[-1] != dimension or not len(features):
         raise UserError(
             f"{place}: the teacher's features have the shape {list(features.shape)}; the codec expects "
@@ -82,7 +82,8 @@ def _read_clip(
     return Clip(wave, features.astype(np.float32))
 
 
-def _read_features(path: Path) -> np.ndarray:
+def read_features(path: Path) -> np.ndarray:
+    """The array of an .npy file; MediaError if there is none."""
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
@@ -91,7 +92,7 @@ def _read_features(path: Path) -> np.ndarray:
         raise MediaError("not a readable .npy file", path, str(error).splitlines()[0]) from error
 
 
-def _imported(name: str) -> Callable:
+def imported(name: str) -> Callable:
     """The function that "package.module:function" names."""
     module, _, function = name.partition(":")
     try:

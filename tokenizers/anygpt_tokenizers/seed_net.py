@@ -57,21 +57,25 @@ class DecodeHead(nn.Module):
     spec: SeedSpec
 
     @nn.compact
-    def __call__(self, chosen: jax.Array) -> jax.Array:
-        """float32 [B, num_queries, code_dim] -> float32 [B, embed_dim]."""
+    def __call__(self, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float32 [B, num_queries, code_dim] -> the embedding float32 [B, embed_dim], and `decoded`.
+
+        `decoded` float32 [B, num_queries, qformer_dim] is what the blocks begin with; training compares what
+        other blocks make of it with the Q-Former's output.
+        """
         spec = self.spec
         x = nn.tanh(seed_layers.dense(spec.code_dim, "decode_in", FLOAT32)(chosen))
-        x = seed_layers.dense(spec.qformer_dim, "decode_out", FLOAT32)(x)
-        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        decoded = seed_layers.dense(spec.qformer_dim, "decode_out", FLOAT32)(x)
+        x = decoded + self.param("positions", nn.initializers.normal(0.02), decoded.shape[1:])
         stack = seed_layers.blocks(spec.head_layers, spec.head_heads, spec.head_hidden, True, FLOAT32)
         x = stack(x)[0]
         for index, dim in enumerate(spec.down_dims):
             x = seed_layers.dense(dim, f"down_{index}", FLOAT32, bias=False)(nn.relu(x) if index else x)
-        return seed_layers.dense(spec.embed_dim, "project", FLOAT32)(x.reshape(len(x), -1))
+        return seed_layers.dense(spec.embed_dim, "project", FLOAT32)(x.reshape(len(x), -1)), decoded
 
 
-class SeedNet(nn.Module):
-    """Encoder, codebook and decode head.
+class PictureReader(nn.Module):
+    """Vision tower and Q-Former.
 
     Attributes:
       spec: sizes.
@@ -100,6 +104,22 @@ class SeedNet(nn.Module):
             spec.qformer_hidden,
             self.dtype,
         )
+
+    def features(self, pixels: jax.Array) -> jax.Array:
+        """uint8 [B, S, S, 3] -> what the Q-Former reads, float32 [B, 1 + (S / patch_size)², vision_dim]."""
+        return self.vision_norm(self.vision(standardised(pixels)))
+
+    def queries(self, pixels: jax.Array) -> jax.Array:
+        """uint8 [B, S, S, 3] -> the Q-Former's output, float32 [B, num_queries, qformer_dim]."""
+        return self.qformer(self.features(pixels))
+
+
+class SeedNet(PictureReader):
+    """Vision tower, Q-Former, codebook and decode head."""
+
+    def setup(self):
+        super().setup()
+        spec = self.spec
         self.encode_in = seed_layers.dense(spec.qformer_dim, None, FLOAT32)
         self.encode_out = seed_layers.dense(spec.code_dim, None, FLOAT32)
         scale = nn.initializers.uniform(2 / spec.codebook_size)
@@ -110,17 +130,13 @@ class SeedNet(nn.Module):
         self.codebook = self.param("codebook", centred, (spec.codebook_size, spec.code_dim))
         self.head = DecodeHead(spec)
 
-    def features(self, pixels: jax.Array) -> jax.Array:
-        """uint8 [B, S, S, 3] -> what the Q-Former reads, float32 [B, 1 + (S / patch_size)², vision_dim]."""
-        return self.vision_norm(self.vision(standardised(pixels)))
-
-    def queries(self, pixels: jax.Array) -> jax.Array:
-        """uint8 [B, S, S, 3] -> the Q-Former's output, float32 [B, num_queries, qformer_dim]."""
-        return self.qformer(self.features(pixels))
-
     def latents(self, pixels: jax.Array) -> jax.Array:
         """uint8 [B, S, S, 3] -> what is quantised, float32 [B, num_queries, code_dim]."""
-        return self.encode_out(nn.tanh(self.encode_in(self.queries(pixels))))
+        return self.latents_of(self.queries(pixels))
+
+    def latents_of(self, queries: jax.Array) -> jax.Array:
+        """The Q-Former's output float32 [B, num_queries, qformer_dim] -> what is quantised."""
+        return self.encode_out(nn.tanh(self.encode_in(queries)))
 
     def encode(self, pixels: jax.Array) -> jax.Array:
         """uint8 [B, S, S, 3] -> codes int32 [B, num_queries]: the codebook's nearest rows, in float32."""
@@ -128,7 +144,11 @@ class SeedNet(nn.Module):
 
     def embed(self, codes: jax.Array) -> jax.Array:
         """Codes int32 [B, num_queries] -> float32 [B, embed_dim]."""
-        return self.head(self.codebook[codes])
+        return self.head(self.codebook[codes])[0]
+
+    def decoded(self, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rows of the codebook float32 [B, num_queries, code_dim] -> what `DecodeHead` returns."""
+        return self.head(chosen)
 
     def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """All of it, which initialisation needs: (codes, their embedding)."""

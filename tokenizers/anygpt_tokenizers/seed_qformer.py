@@ -25,13 +25,15 @@ class QFormerLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, picture: jax.Array) -> jax.Array:
         """Queries float32 [B, N, D], picture [B, M, D'] -> queries."""
-        dim = x.shape[-1]
         earlier = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         x = self._attend("self", x, x, jnp.where(earlier, 0.0, MASKED))
         if self.cross:
             x = self._attend("cross", x, picture, None)
+        return self._feed_forward(x)
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
         hidden = nn.gelu(dense(self.hidden_dim, "up", self.dtype)(x), approximate=False)
-        return norm("norm", EPSILON)(x + dense(dim, "down", self.dtype)(hidden))
+        return norm("norm", EPSILON)(x + dense(x.shape[-1], "down", self.dtype)(hidden))
 
     def _attend(self, kind: str, x: jax.Array, source: jax.Array, mask: jax.Array | None) -> jax.Array:
         dim = x.shape[-1]

@@ -67,9 +67,12 @@ class Training(Protocol):
     def evaluate(self, codec: Trained, heldout: Examples) -> dict:
         """Figures of a codec as it is on disk (weights already rounded), JSON-serialisable."""
 
+    # Optional: `after_update(params, state) -> (params, state)`, traced, changes parameters otherwise than by
+    # the optimizer after its step (codes that are moved, say).
+
 
 def build_training(config: config_dict.ConfigDict) -> Training:
-    """The `Training` of `config.kind` ("image", "audio" or "soundstorm")."""
+    """The `Training` of `config.kind` ("image", "audio", "soundstorm", "seed_stage1" or "seed_stage2")."""
     if config.kind == "image":
         from anygpt_tokenizers.image_training import ImageTraining
 
@@ -82,7 +85,16 @@ def build_training(config: config_dict.ConfigDict) -> Training:
         from anygpt_tokenizers.soundstorm_training import SoundStormTraining
 
         return SoundStormTraining(config)
-    raise cli.UserError(f'config.kind is {config.kind!r}; there are "image", "audio" and "soundstorm".')
+    if config.kind == "seed_stage1":
+        from anygpt_tokenizers.seed_stage1 import SeedStage1Training
+
+        return SeedStage1Training(config)
+    if config.kind == "seed_stage2":
+        from anygpt_tokenizers.seed_stage2 import SeedStage2Training
+
+        return SeedStage2Training(config)
+    kinds = '"image", "audio", "soundstorm", "seed_stage1" and "seed_stage2"'
+    raise cli.UserError(f"config.kind is {config.kind!r}; there are {kinds}.")
 
 
 def make_step(training: Training, optimizer: optax.GradientTransformation) -> Callable:
@@ -94,6 +106,8 @@ def make_step(training: Training, optimizer: optax.GradientTransformation) -> Ca
         (loss, (state, metrics)), grads = grad_fn(params, state, batch, jax.random.fold_in(key, step))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
+        if hasattr(training, "after_update"):
+            params, state = training.after_update(params, state)
         metrics = dict(metrics, loss=loss, grad_norm=optax.global_norm(grads))
         return (params, state, opt_state), metrics
 
