@@ -11,11 +11,11 @@ from anygpt_tokenizers import seed_examples, seed_text, train
 from anygpt_tokenizers.cli import UserError, load_config
 from anygpt_tokenizers.codec import load_codec
 from anygpt_tokenizers.optimizer import make_optimizer
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed import SeedCodec
 from anygpt_tokenizers.seed_net import SeedSpec
 from anygpt_tokenizers.seed_stage1 import SeedStage1, SeedStage1Training, contrastive_loss
 from anygpt_tokenizers.seed_stage2 import SeedStage2Training
-from anygpt_tokenizers.stored_arrays import read_arrays
 from PIL import Image, ImageDraw
 
 CONFIG = "configs/tokenizers/seed.py"
@@ -100,7 +100,7 @@ def test_a_trained_stage_1_compares_any_pictures_and_texts(stage1, data):
 
 
 def test_stage_1_keeps_the_vision_tower_and_trains_the_rest(stage1, start):
-    before, after = (read_arrays(folder / "weights.safetensors") for folder in (start, stage1[1]))
+    before, after = (map_arrays(folder / "weights.safetensors") for folder in (start, stage1[1]))
     for name in after:
         if name in before:
             assert np.array_equal(before[name], after[name]) == name.startswith("vision/"), name
@@ -124,7 +124,7 @@ def test_stage_2_gives_a_codec_with_stage_1s_frozen_parts(stage1, stage2, data):
     assert isinstance(codec, SeedCodec)
     codes = codec.encode(np.stack([codec.read_file(data / f"{index}.png") for index in range(9)]))
     assert codes.shape == (9, 32, 1) and codec.embed(codes).shape == (9, 192)
-    before, after = (read_arrays(out / "weights.safetensors") for _, out in (stage1, stage2))
+    before, after = (map_arrays(out / "weights.safetensors") for _, out in (stage1, stage2))
     frozen = [name for name in before if name.startswith(PARTS)]
     assert frozen
     for name in frozen:

@@ -17,8 +17,8 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, MediaError, read_config
 from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_image import read_image
+from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
-from anygpt_tokenizers.stored_arrays import read_arrays, write_arrays
 
 PARTS = ("vision", "vision_norm", "qformer")  # of SeedNet's parameters, what the first stage gives the second
 STAGE1 = "seed2_stage1"  # the type of the first stage's directories
@@ -133,7 +133,7 @@ def read_parts(directory: str, parts: Sequence[str], spec: SeedSpec) -> dict:
     kind = read_config(Path(directory)).get("type")
     if kind not in (STAGE1, SEED):
         raise UserError(f"{directory} (config.init_from) is of type {kind!r}, neither {STAGE1} nor {SEED}.")
-    stored = read_arrays(Path(directory) / WEIGHTS_FILE)
+    stored = map_arrays(Path(directory) / WEIGHTS_FILE)
     pixels = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.uint8)
     wanted = jax.eval_shape(SeedNet(spec).init, jax.random.key(0), pixels)["params"]
     wanted = traverse_util.flatten_dict({part: wanted[part] for part in parts}, sep="/")

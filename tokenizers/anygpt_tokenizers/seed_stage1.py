@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import WEIGHTS_FILE, in_batches, read_config
+from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_examples import (
     PARTS,
     STAGE1,
@@ -41,7 +42,6 @@ from anygpt_tokenizers.seed_text import (
     with_feed_forward_of,
     with_shared,
 )
-from anygpt_tokenizers.stored_arrays import read_arrays
 
 LEAST_TEMPERATURE = 1e-3  # the original has no bound; below this, scores of float32 are beyond use
 
@@ -145,7 +145,7 @@ class SeedStage1:
         if config.get("type") != STAGE1:
             raise UserError(f"{directory} holds no first stage of SEED.")
         flat = {
-            name: jnp.asarray(array) for name, array in read_arrays(Path(directory) / WEIGHTS_FILE).items()
+            name: jnp.asarray(array) for name, array in map_arrays(Path(directory) / WEIGHTS_FILE).items()
         }
         return cls(config, traverse_util.unflatten_dict(flat, sep="/"))
 
