@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.preset = "llama2-7b"
     config.steps = 81_000
     config.log_every = 10
-    # Temporary ones by the clock, for what a preemption may cost; every fifth thousandth step for good.
+    # Temporary ones by the clock, so that a preemption costs minutes; each 5,000th step stays for good.
     config.checkpoint.update({"every": 1000, "minutes": 15.0, "keep_every": 5000})
     config.data.batch_size = 480
     config.data.mixture = MIXTURE
