@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from anygpt_tokenizers import train
@@ -169,6 +170,21 @@ def test_codes_of_a_patch_do_not_depend_on_its_place_or_neighbours(trained):
     inked = recolored[0, :, TINT] > 0
     assert len({tuple(row[inked]) for row in recolored[..., FORM].tolist() for row in [np.array(row)]}) <= 2
     assert len({tuple(np.unique(row[inked])) for row in recolored[..., TINT]}) == 3
+
+
+def test_codes_are_l2_normalised_and_paper_is_the_pole(trained):
+    codec = load_codec(trained[1])
+    bound = codec.module.bind({"params": jax.tree.map(jnp.asarray, codec.params["forms"])})
+    inked = pictures(4)
+    tints, forms = split_patches(from_uint8(np.concatenate([inked, np.full_like(inked[:1], 255)])), 16)
+    latents = bound.encoder(forms)
+    for rows in (bound._book(), latents):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1.0, atol=1e-5)
+    pole = np.eye(latents.shape[-1])[-1]
+    np.testing.assert_allclose(np.stack([bound._book()[0], latents[-1, 0]]), [pole, pole], atol=1e-6)
+    lengths = np.concatenate([np.linalg.norm(x, axis=-1).ravel() for x in (tints, codec.params["tints"])])
+    assert np.isclose(lengths, 1.0, atol=1e-5).any() and np.isclose(lengths, 0.0).any()
+    assert (np.isclose(lengths, 1.0, atol=1e-3) | (lengths == 0)).all(), "neither a direction nor paper"
 
 
 def test_files_go_in_and_come_out(trained, tmp_path):

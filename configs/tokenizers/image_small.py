@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.codec.codebook_size = 512
     config.codec.form_dim = 24
     config.codec.hidden_dim = 256  # of the form encoder
-    config.codec.edge_weight = 1.0  # of the edges' directions beside the principal components
+    config.codec.edge_weight = 1.5  # of the edges' directions beside the principal components
     config.codec.dim = 128
     config.codec.num_layers = 3
     config.codec.num_heads = 4
@@ -33,7 +33,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.batch_size = 32
     config.augment = 0.2
     config.move = 8
-    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3, "quantizer": 0.1})
+    # Latents and codes have length 1, so their squared distances are small.
+    config.loss_weights = config_dict.ConfigDict({"l2": 1.0, "l1": 0.3, "gradient": 0.3, "quantizer": 25.0})
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 1e-3

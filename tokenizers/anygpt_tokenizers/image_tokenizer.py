@@ -29,6 +29,7 @@ PAPER = 0.004  # mean ink below which a patch is paper: one level of 255
 PAPER_CODE = 0
 TINT, FORM = 0, 1  # the order of a patch's two codes
 EDGE_DIM = 4  # numbers in a form's latent that say how its edges run
+POLE = 16.0  # the last number of every form's latent, before it gets length 1
 
 
 class Block(nn.Module):
@@ -52,10 +53,12 @@ class Block(nn.Module):
 
 
 class FormEncoder(nn.Module):
-    """Ink of one patch to a latent: principal components with a small correction that is learnt, and edges.
+    """Ink of one patch to a point on the unit sphere, near the pole if there is little ink.
 
-    By squared differences of pixels a small square is as near to a circle as to itself one pixel aside; the
-    directions of the edges, which no shift changes, keep their codes apart.
+    Its coordinates are principal components with a small correction that is learnt, the directions of edges,
+    and a constant. By squared differences of pixels a small square is as near to a circle as to itself one
+    pixel aside; edges, whose directions no shift changes, keep their codes apart. The constant lets length
+    count (how much ink) although latents and codes are l2-normalised, as in ViT-VQGAN.
 
     Attributes:
       dim: principal components. hidden_dim: of the correction. edge_weight: of the edges' directions.
@@ -67,13 +70,13 @@ class FormEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, forms: jax.Array) -> jax.Array:
-        """Forms [B, N, P·P] -> latents [B, N, dim + EDGE_DIM]; no biases, so that paper is zero."""
+        """Forms [B, N, P·P] -> latents [B, N, latent_dim(dim)]; no biases, so that paper is the pole."""
         basis = self.param("basis", nn.initializers.lecun_normal(), (forms.shape[-1], self.dim))
         linear = jnp.einsum("bnp,pd->bnd", forms, basis, precision=HIGHEST)
         h = nn.gelu(nn.Dense(self.hidden_dim, use_bias=False, precision=HIGHEST)(forms))
         zeros = nn.initializers.zeros
         content = linear + nn.Dense(self.dim, use_bias=False, precision=HIGHEST, kernel_init=zeros)(h)
-        return jnp.concatenate([content, self.edge_weight * edge_directions(forms)], axis=-1)
+        return on_sphere(content, self.edge_weight * edge_directions(forms))
 
 
 class FormDecoder(nn.Module):
@@ -93,7 +96,9 @@ class FormDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """Quantised latents [B, N, D] -> ink [B, S, S], not clipped."""
+        """Quantised latents [B, N, D], of length 1 -> ink [B, S, S], not clipped."""
+        # Nearly the principal components and edges again; the pole's coordinate follows from the others.
+        latents = POLE * latents[..., :-1]
         pixels = self.patch_size**2
         basis = self.param("basis", nn.initializers.lecun_normal(), (pixels, latents.shape[-1]))
         blurred = from_patches(jnp.einsum("bnd,pd->bnp", latents, basis), self.grid, self.patch_size)
@@ -125,8 +130,8 @@ class FormTokenizer(nn.Module):
         self.encoder = FormEncoder(c["form_dim"], c["hidden_dim"], c["edge_weight"])
         names = ("patch_size", "dim", "num_layers", "num_heads", "channels")
         self.decoder = FormDecoder(c["image_size"] // c["patch_size"], **{name: c[name] for name in names})
-        latent_dim = c["form_dim"] + EDGE_DIM
-        self.book = self.param("book", nn.initializers.normal(1.0), (c["codebook_size"], latent_dim))
+        shape = (c["codebook_size"], latent_dim(c["form_dim"]))
+        self.book = self.param("book", nn.initializers.normal(1.0), shape)
 
     def encode(self, forms: jax.Array) -> jax.Array:
         """Forms [B, N, P·P] -> codes int32 [B, N]."""
@@ -148,22 +153,38 @@ class FormTokenizer(nn.Module):
         return self.decoder(chosen + latents - stop(latents)), distance
 
     def _book(self) -> jax.Array:
-        return self.book.at[PAPER_CODE].set(0.0)
+        """The codes, each of length 1; paper is the pole."""
+        pole = jnp.zeros(self.book.shape[-1]).at[-1].set(1.0)
+        return unit(self.book.at[PAPER_CODE].set(pole))
+
+
+def latent_dim(form_dim: int) -> int:
+    """Length of a form's latent: principal components, edges, the pole."""
+    return form_dim + EDGE_DIM + 1
+
+
+def on_sphere(content: jax.Array, edges: jax.Array) -> jax.Array:
+    """Content [..., D] and edges [..., EDGE_DIM] -> [..., D + EDGE_DIM + 1] of length 1."""
+    pole = jnp.full((*content.shape[:-1], 1), POLE)
+    return unit(jnp.concatenate([content, edges, pole], axis=-1))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """The last axis scaled to length 1."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:
     """Images [B, S, S, 3] -> tints [B, N, 3] and forms [B, N, P·P] of the N patches in reading order.
 
     The form is the ink of each pixel: the light it swallows in the channel where it swallows most. The tint
-    is the light that the patch swallows in each channel, relative to the most; zeros for paper.
+    is the light that the patch swallows in the channels, scaled to length 1; zeros for paper.
     """
     patches = to_patches(images, patch_size).reshape(images.shape[0], -1, patch_size**2, 3)
     forms = jnp.max(patches, axis=-1)
     swallowed = jnp.mean(patches, axis=-2)
-    most = jnp.max(swallowed, axis=-1, keepdims=True)
-    paper = most < PAPER
-    tints = jnp.where(paper, 0.0, swallowed / jnp.maximum(most, PAPER))
-    return tints, jnp.where(paper, 0.0, forms)
+    paper = jnp.max(swallowed, axis=-1, keepdims=True) < PAPER
+    return jnp.where(paper, 0.0, unit(swallowed)), jnp.where(paper, 0.0, forms)
 
 
 def edge_directions(forms: jax.Array) -> jax.Array:
@@ -217,7 +238,9 @@ class ImageCodec(Codec):
         @jax.jit
         def decode(params, codes):
             ink = self.module.apply({"params": params["forms"]}, codes[..., FORM], method="decode")
-            tints = jnp.tile(params["tints"][codes[..., TINT]], (1, 1, self.patch_size**2))
+            tints = params["tints"][codes[..., TINT]]
+            tints /= jnp.maximum(jnp.max(tints, axis=-1, keepdims=True), PAPER)
+            tints = jnp.tile(tints, (1, 1, self.patch_size**2))
             tints = from_patches(tints, self.grid, self.patch_size)  # [B, S, S, 3]
             return to_uint8(jnp.clip(ink, 0.0, 1.0)[..., None] * tints)
 

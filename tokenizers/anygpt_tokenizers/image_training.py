@@ -11,10 +11,12 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
 from anygpt_tokenizers.image_tokenizer import (
     EDGE_DIM,
+    POLE,
     FormTokenizer,
     ImageCodec,
     edge_directions,
     from_uint8,
+    on_sphere,
     split_patches,
 )
 from anygpt_tokenizers.manifest import rows_with
@@ -57,10 +59,11 @@ class ImageTraining:
 
         params = jax.jit(self.module.init)(rng, jnp.asarray(all_forms[:1]))["params"]
         basis = principal_basis(forms, codec["form_dim"])
-        edges = codec["edge_weight"] * np.asarray(edge_directions(jnp.asarray(forms)))
-        latents = np.concatenate([forms @ basis, edges], axis=-1)
+        edges = codec["edge_weight"] * edge_directions(jnp.asarray(forms))
+        latents = np.asarray(on_sphere(jnp.asarray(forms @ basis), edges))
         book = kmeans(latents, size - 1, config.fit_iterations, random)
-        params["book"] = jnp.asarray(_with_paper(book, size))
+        # Only a code's direction counts; its length sets how fast it turns as it learns.
+        params["book"] = POLE * jnp.asarray(_with_paper(book, size))
         params["encoder"]["basis"] = jnp.asarray(basis)
         # At first a code's own picture is drawn by its principal components alone.
         params["decoder"]["basis"] = jnp.asarray(np.pad(basis, ((0, 0), (0, EDGE_DIM))))
@@ -70,9 +73,10 @@ class ImageTraining:
         """The codebook [size, 3] of tints [M, 3]; code 0 is paper, and so are codes left over."""
         distance = self.config.tint_distance
         book = spread_book(tints, size - 1, distance, self.config.fit_iterations)
+        book /= np.linalg.norm(book, axis=1, keepdims=True)
         # Tints that these data lack, for pictures of another kind: spread over what is left of the colours.
         others = rng.random((20_000, 3), np.float32)
-        others /= others.max(axis=1, keepdims=True)
+        others /= np.linalg.norm(others, axis=1, keepdims=True)
         return _with_paper(extend_spread(book, others, size - 1, distance), size)
 
     def sample_batch(self, examples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
