@@ -17,7 +17,10 @@ class Oracle:
         self.spec = spec
         self.state = {key: torch.from_numpy(value) for key, value in quantizer.items()}
         self.vision = vision_model(vit, self.state, spec)
-        self.qformer = qformer_model(self.state, spec)
+        self.qformer = qformer_model(self.state, spec, "Qformer", spec.qformer_layers, spec.vision_dim)
+        if spec.reverse_layers:
+            sizes = (spec.reverse_layers, spec.qformer_dim)
+            self.reverse = qformer_model(self.state, spec, "Reverse_Qformer", *sizes)
 
     @torch.no_grad()
     def features(self, pixels: np.ndarray) -> torch.Tensor:
@@ -55,6 +58,10 @@ class Oracle:
         x = x + self.state["pos_embed_image"]
         for index in range(self.spec.head_layers):
             x = self._block(f"blocks_image.{index}", x)
+        if self.spec.reverse_layers:
+            tokens = self.state["reverse_tokens"].expand(len(x), -1, -1)
+            x = self.reverse(query_embeds=tokens, encoder_hidden_states=x).last_hidden_state
+            return self._linear("distill_image_proj", x).squeeze(1)
         x = torch.relu(functional.linear(x, self.state["image_down.0.weight"]))
         x = torch.relu(functional.linear(x, self.state["image_down.2.weight"]))
         x = functional.linear(x, self.state["image_down.4.weight"])
@@ -120,20 +127,22 @@ def vision_model(vit: dict, quantizer: dict, spec: SeedSpec) -> Blip2VisionModel
     return model
 
 
-def qformer_model(quantizer: dict, spec: SeedSpec) -> Blip2QFormerModel:
-    """The Q-Former without text."""
+def qformer_model(
+    quantizer: dict, spec: SeedSpec, name: str, num_layers: int, source_dim: int
+) -> Blip2QFormerModel:
+    """A Q-Former without text, the one whose keys begin with `name`."""
     config = Blip2QFormerConfig(
         hidden_size=spec.qformer_dim,
-        num_hidden_layers=spec.qformer_layers,
+        num_hidden_layers=num_layers,
         num_attention_heads=spec.qformer_heads,
         intermediate_size=spec.qformer_hidden,
-        encoder_hidden_size=spec.vision_dim,
+        encoder_hidden_size=source_dim,
         cross_attention_frequency=2,
         hidden_act="gelu",
         layer_norm_eps=1e-12,
         use_qformer_text_input=False,
     )
-    stem = "Qformer.bert."
+    stem = f"{name}.bert."
     with torch.device("meta"):
         model, state = Blip2QFormerModel(config).eval(), {}
     for key, value in quantizer.items():

@@ -1,5 +1,6 @@
 """Random SEED-2 files under the published names, at small sizes, and pictures to feed them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ SMALL = SeedSpec(
     down_dims=(24, 16, 8),
     embed_dim=256,
 )
+REVERSE = dataclasses.replace(SMALL, down_dims=(), reverse_layers=4)
 
 
 class State(dict):
@@ -74,7 +76,7 @@ def random_files(
     _fill_vision(vit, spec)
     quantizer.norm("ln_vision", spec.vision_dim)
     quantizer.array("query_tokens", 1, spec.num_queries, spec.qformer_dim, scale=1.0)
-    _fill_qformer(quantizer, spec)
+    _fill_qformer(quantizer, spec, "Qformer.bert.", spec.qformer_layers, spec.vision_dim)
     quantizer.array("quantize.embedding.weight", spec.codebook_size, spec.code_dim, scale=0.7)
     _fill_head(quantizer, spec)
     return dict(quantizer), dict(vit)
@@ -90,13 +92,13 @@ def _fill_vision(state: State, spec: SeedSpec) -> None:
         state.block(f"blocks.{index}", width, spec.vision_hidden, key_bias=False)
 
 
-def _fill_qformer(state: State, spec: SeedSpec) -> None:
-    bert, dim = "Qformer.bert.", spec.qformer_dim
+def _fill_qformer(state: State, spec: SeedSpec, bert: str, num_layers: int, source_dim: int) -> None:
+    dim = spec.qformer_dim
     state[f"{bert}embeddings.position_ids"] = np.arange(512)[None]
     state.norm(f"{bert}embeddings.LayerNorm", dim)
-    for index in range(spec.qformer_layers):
+    for index in range(num_layers):
         layer = f"{bert}encoder.layer.{index}."
-        kinds = {"attention": dim, "crossattention": spec.vision_dim}
+        kinds = {"attention": dim, "crossattention": source_dim}
         for kind in list(kinds)[: 1 + (index % 2 == 0)]:
             for name, columns in (("query", dim), ("key", kinds[kind]), ("value", kinds[kind])):
                 state.linear(f"{layer}{kind}.self.{name}", dim, columns)
@@ -118,6 +120,11 @@ def _fill_head(state: State, spec: SeedSpec) -> None:
         state.array(f"pos_embed{suffix}", 1, spec.num_queries, dim, scale=0.5)
         for index in range(spec.head_layers):
             state.block(f"blocks{suffix}.{index}", dim, spec.head_hidden, key_bias=True)
+    if spec.reverse_layers:
+        state.array("reverse_tokens", 1, 1, dim, scale=1.0)
+        _fill_qformer(state, spec, "Reverse_Qformer.bert.", spec.reverse_layers, dim)
+        state.linear("distill_image_proj", spec.embed_dim, dim, gain=0.8)
+        return
     for index, (rows, columns) in enumerate(zip(spec.down_dims, (dim, *spec.down_dims[:-1]), strict=True)):
         state.linear(f"image_down.{2 * index}", rows, columns, bias=False, gain=0.8)
     columns = spec.num_queries * spec.down_dims[-1]

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from seed_states import SMALL, random_codec, random_files, random_pictures, stages
+from seed_states import REVERSE, SMALL, random_codec, random_files, random_pictures, stages
 
 pytestmark = pytest.mark.parity
 
@@ -41,6 +41,17 @@ def test_every_stage_is_the_originals(codec, oracle):
     assert_close(ours["latents"], oracle.latents(queries).numpy())
     codes = np.random.default_rng(1).integers(0, SMALL.codebook_size, (8, 32))
     assert_close(codec.embed(codes), oracle.embed(torch.as_tensor(codes)).numpy())
+
+
+def test_the_reverse_q_former_is_the_originals(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from seed_oracle import Oracle
+
+    files = random_files(REVERSE)
+    codec = random_codec(tmp_path, files)
+    codes = np.random.default_rng(1).integers(0, REVERSE.codebook_size, (8, 32))
+    assert_close(codec.embed(codes), Oracle(*files, REVERSE).embed(torch.as_tensor(codes)).numpy())
 
 
 def test_codes_of_200_pictures_are_the_originals(codec, oracle):

@@ -10,7 +10,7 @@ from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.seed_layout import sources_of, training_keys
 from anygpt_tokenizers.seed_net import SeedSpec
-from seed_states import HEADS, SMALL, random_files, write_files
+from seed_states import HEADS, REVERSE, SMALL, random_codec, random_files, write_files
 
 
 def imported(folder, change=lambda quantizer, vit: None, **options):
@@ -36,6 +36,23 @@ def test_the_published_size_needs_exactly_the_881_published_keys():
     assert (len(keys), len(vision), len(keys) - len(vision)) == (881, 511, 370)
     digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
     assert digest.startswith("d4a83b22529baeff"), "the names are not those of the released module"
+
+
+def test_the_variant_with_a_reverse_q_former_has_256_more_keys_and_no_maps():
+    published, reverse = SeedSpec(), SeedSpec(down_dims=(), reverse_layers=12)
+    keys, others = (
+        {key for source in sources_of(spec).values() for key in source.keys} | set(training_keys(spec))
+        for spec in (published, reverse)
+    )
+    assert keys - others == {f"image_down.{index}.weight" for index in (0, 2, 4)}
+    assert len(others - keys) == 256
+    assert all(key == "reverse_tokens" or key.startswith("Reverse_Qformer.bert.") for key in others - keys)
+
+
+def test_a_file_with_a_reverse_q_former_is_imported_as_such(tmp_path):
+    codec = random_codec(tmp_path, random_files(REVERSE))
+    assert codec.spec == REVERSE
+    assert codec.embed(np.zeros((2, 32), np.int32)).shape == (2, REVERSE.embed_dim)
 
 
 def test_sizes_are_read_off_the_tensors_and_weights_are_kept_exactly(tmp_path):

@@ -70,7 +70,7 @@ def published() -> config_dict.ConfigDict:
     config.codec.update({"qformer_heads": 12, "qformer_hidden": 3072})
     config.codec.update({"codebook_size": 8192, "code_dim": 32})
     config.codec.update({"head_layers": 4, "head_heads": 12, "head_hidden": 3072})
-    config.codec.update({"down_dims": (256, 128, 32), "embed_dim": 1024})
+    config.codec.update({"down_dims": (256, 128, 32), "reverse_layers": 0, "embed_dim": 1024})
 
     config.keep_in_memory = False
     config.evaluate_pictures = 1000

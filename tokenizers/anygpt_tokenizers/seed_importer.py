@@ -23,11 +23,20 @@ from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.importers import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed import SeedCodec
-from anygpt_tokenizers.seed_layout import LAYER, VISION, Source, shapes_of, sources_of, training_keys
+from anygpt_tokenizers.seed_layout import (
+    LAYERS,
+    QFORMERS,
+    VISION,
+    Source,
+    shapes_of,
+    sources_of,
+    training_keys,
+)
 from anygpt_tokenizers.seed_net import SeedSpec
 
 VIT_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 PUBLISHED = SeedSpec()
+LAYER, REVERSE_LAYER = (stem + LAYERS for stem in QFORMERS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +137,12 @@ def spec_of(
     patch = shape(f"{VISION}patch_embed.proj.weight")[-1]
     _, queries, dim = shape("query_tokens")
     size, code_dim = shape("quantize.embedding.weight")
-    published = PUBLISHED
+    published, down_dims, reverse_layers = PUBLISHED, (), 0
+    if "reverse_tokens" in tensors:
+        reverse_layers = depth(REVERSE_LAYER, dim, published.qformer_dim, published.qformer_layers)
+    else:
+        indices = range(0, 2 * len(published.down_dims), 2)
+        down_dims = tuple(shape(f"image_down.{index}.weight")[0] for index in indices)
     spec = SeedSpec(
         image_size=patch * round((tokens - 1) ** 0.5),
         patch_size=patch,
@@ -146,14 +160,16 @@ def spec_of(
         head_layers=depth("blocks_image.", dim, published.qformer_dim, published.head_layers),
         head_heads=num_heads[2],
         head_hidden=shape("blocks_image.0.mlp.fc1.weight")[0],
-        down_dims=tuple(shape(f"image_down.{2 * i}.weight")[0] for i in range(len(published.down_dims))),
+        down_dims=down_dims,
+        reverse_layers=reverse_layers,
         embed_dim=shape("distill_image_proj.weight")[0],
     )
     for width, count in zip((vision_dim, dim, dim), num_heads, strict=True):
         if width % count:
             raise UserError(f"{places['']}: a transformer of width {width} can't have {count} heads.")
-    if spec.qformer_layers % 2:
-        raise UserError(f"{places['']}: a Q-Former has an even number of layers, not {spec.qformer_layers}.")
+    for count in (spec.qformer_layers, spec.reverse_layers):
+        if count % 2:
+            raise UserError(f"{places['']}: a Q-Former has an even number of layers, not {count}.")
     return spec
 
 

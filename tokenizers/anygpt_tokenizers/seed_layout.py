@@ -11,7 +11,9 @@ from flax import traverse_util
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 
 VISION = "visual_encoder."
-LAYER = "Qformer.bert.encoder.layer."
+# The Q-Formers: our stem in front of "pairs/" -> the original's in front of "bert."
+QFORMERS = {"qformer/": "Qformer.", "head/reverse/": "Reverse_Qformer."}
+LAYERS = "bert.encoder.layer."
 # Our names in the blocks of vision tower and decode head -> the original's.
 BLOCK_KEYS = {
     "norm_1": "norm1",
@@ -41,6 +43,7 @@ QFORMER_KEYS = {
 MODULE_KEYS = {
     "vision_norm": "ln_vision",
     "qformer/queries_norm": "Qformer.bert.embeddings.LayerNorm",
+    "head/reverse/queries_norm": "Reverse_Qformer.bert.embeddings.LayerNorm",
     "encode_in": "encode_task_layer.0",
     "encode_out": "encode_task_layer.2",
     "head/decode_in": "decode_task_layer.0",
@@ -53,6 +56,7 @@ ARRAY_KEYS = {
     "vision/patch/kernel": f"{VISION}patch_embed.proj.weight",
     "vision/patch/bias": f"{VISION}patch_embed.proj.bias",
     "qformer/queries": "query_tokens",
+    "head/reverse/queries": "reverse_tokens",
     "codebook": "quantize.embedding.weight",
     "head/positions": "pos_embed_image",
 }
@@ -85,7 +89,8 @@ def training_keys(spec: SeedSpec) -> list[str]:
     """The keys of SEED's module that neither encoding nor decoding uses."""
     parts = [f"{name}.{leaf}" for name in BLOCK_KEYS.values() for leaf in ("weight", "bias")]
     blocks = [f"blocks.{index}.{part}" for index in range(spec.head_layers) for part in parts]
-    return ["pos_embed", "Qformer.bert.embeddings.position_ids", *blocks]
+    qformers = list(QFORMERS.values())[: 2 if spec.reverse_layers else 1]
+    return ["pos_embed", *(f"{stem}bert.embeddings.position_ids" for stem in qformers), *blocks]
 
 
 def shapes_of(spec: SeedSpec) -> dict[str, tuple[int, ...]]:
@@ -98,11 +103,11 @@ def _source(name: str, shape: tuple[int, ...], spec: SeedSpec) -> Source:
     if "/blocks/" in name:
         return _block_source(name, shape[1:], spec)
     module, _, leaf = name.rpartition("/")
-    if module.startswith("qformer/pairs/"):
+    if "/pairs/" in module:
         *_, kind, part = module.split("/")
-        odd = int(kind == "plain")
-        stem = f"{QFORMER_KEYS[part]}.{LEAVES[leaf]}"
-        keys = tuple(f"{LAYER}{index}.{stem}" for index in range(odd, spec.qformer_layers, 2))
+        stem = QFORMERS[module.partition("pairs/")[0]] + LAYERS
+        indices = range(int(kind == "plain"), 2 * shape[0], 2)
+        keys = tuple(f"{stem}{index}.{QFORMER_KEYS[part]}.{LEAVES[leaf]}" for index in indices)
         return _linear_source(keys, shape[1:], leaf, stacked=True)
     if name in ARRAY_KEYS:
         return _array_source(name, shape, spec)

@@ -27,7 +27,9 @@ class SeedSpec:
       num_queries, qformer_dim, qformer_layers, qformer_heads, qformer_hidden: of the Q-Former.
       codebook_size, code_dim: of the codebook.
       head_layers, head_heads, head_hidden: of the blocks after the codes; they have the Q-Former's width.
-      down_dims: of the three linear maps after those.
+      down_dims: of the linear maps after those, per token; all tokens together become the embedding.
+      reverse_layers: instead of `down_dims`, layers of a Reverse-Q-Former (SEED's training code has it, the
+        published weights haven't): one learnt query reads the tokens and becomes the embedding. 0: none.
       embed_dim: width of the embedding that comes out.
     """
 
@@ -48,6 +50,7 @@ class SeedSpec:
     head_heads: int = 12
     head_hidden: int = 3072
     down_dims: tuple[int, ...] = (256, 128, 32)
+    reverse_layers: int = 0
     embed_dim: int = 1024
 
 
@@ -69,8 +72,12 @@ class DecodeHead(nn.Module):
         x = decoded + self.param("positions", nn.initializers.normal(0.02), decoded.shape[1:])
         stack = seed_layers.blocks(spec.head_layers, spec.head_heads, spec.head_hidden, True, FLOAT32)
         x = stack(x)[0]
-        for index, dim in enumerate(spec.down_dims):
-            x = seed_layers.dense(dim, f"down_{index}", FLOAT32, bias=False)(nn.relu(x) if index else x)
+        if spec.reverse_layers:
+            sizes = (spec.qformer_dim, spec.reverse_layers, spec.qformer_heads, spec.qformer_hidden)
+            x = CausalQFormer(1, *sizes, FLOAT32, name="reverse")(x)
+        else:
+            for index, dim in enumerate(spec.down_dims):
+                x = seed_layers.dense(dim, f"down_{index}", FLOAT32, bias=False)(nn.relu(x) if index else x)
         return seed_layers.dense(spec.embed_dim, "project", FLOAT32)(x.reshape(len(x), -1)), decoded
 
 

@@ -61,7 +61,7 @@ class LayerPair(nn.Module):
 
 
 class CausalQFormer(nn.Module):
-    """A picture's features to one vector per query.
+    """Features, of a picture for example, to one vector per query.
 
     Attributes:
       num_queries, dim, num_layers (even), num_heads, hidden_dim: of the transformer.
