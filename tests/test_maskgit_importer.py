@@ -115,7 +115,7 @@ def test_an_imported_tokenizer_computes_what_its_layers_say(tmp_path):
     wanted = 255 * np.clip(pixels, 0, 1)
     assert len(np.unique(codes)) > 8 and wanted.std() > 20
     assert np.abs(codec.decode(codes[..., None]) - wanted).max() < 0.51  # half a level, by rounding
-    assert (report.used, report.ignored) == (45, {})
+    assert (report.used, report.ignored) == (52, {})
     assert load_codec(tmp_path / "codec").hash == codec.hash
 
 
@@ -197,7 +197,7 @@ def test_the_command_writes_a_codec_and_says_what_it_read(tmp_path):
     run = functools.partial(subprocess.run, capture_output=True, text=True, cwd=ROOT)
     done = run([*command, f"--src={src}", f"--image_size={SIZE}"])
     assert done.returncode == 0, done.stderr
-    assert "64 codes of 40 per picture of 16 × 16" in done.stdout and "45 arrays used" in done.stdout
+    assert "64 codes of 40 per picture of 16 × 16" in done.stdout and "52 arrays used" in done.stdout
     assert load_codec(tmp_path / "codec").fixed_frames == 64
     done = run(command)
     assert done.returncode == 2 and "needs --src" in done.stderr and "Traceback" not in done.stderr
