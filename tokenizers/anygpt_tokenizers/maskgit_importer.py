@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgpack
 import numpy as np
 from flax import serialization, traverse_util
 
@@ -91,7 +90,7 @@ def _read(src: str | os.PathLike) -> Any:
         raise UserError(f"{os.fspath(src)} cannot be read: {error.strerror}.") from error
     try:
         return serialization.msgpack_restore(data)
-    except (msgpack.exceptions.UnpackException, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{os.fspath(src)} ({len(data)} bytes) is no Flax checkpoint, or not all of one; get it again, "
             f"such as from {URL}."

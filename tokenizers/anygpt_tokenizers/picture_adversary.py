@@ -14,6 +14,7 @@ from jax.nn import softplus
 from ml_collections import config_dict
 
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.optimizer import make_optimizer
 from anygpt_tokenizers.picture_discriminator import SMALLEST, Discriminator
 
@@ -45,7 +46,7 @@ class PictureAdversary:
 
     def init(self, rng: jax.Array) -> AdversaryState:
         """A fresh discriminator."""
-        params = jax.jit(self.network.init)(rng, jnp.zeros((1, self.size, self.size, 3)))["params"]
+        params = initial_params(self.network, rng, jnp.zeros((1, self.size, self.size, 3)))
         return AdversaryState(params, self.optimizer.init(params))
 
     def update(

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from anygpt_tokenizers import maskgit_net, picture_losses, vit_vqgan_net
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.latent_quantizers import Quantised, build_quantizer, with_quantizer
 from anygpt_tokenizers.media_image import read_image, write_image
 
@@ -97,7 +98,7 @@ def cell_size(config: Mapping[str, Any]) -> int:
 def init_params(config: Mapping[str, Any], rng: jax.Array) -> dict:
     """Fresh parameters: {"encoder": …, "quantizer": … (not of FSQ), "decoder": …}."""
     pixels = jnp.zeros((1, config["image_size"], config["image_size"], 3))
-    return jax.jit(VqganNet(config).init)(rng, pixels)["params"]
+    return initial_params(VqganNet(config), rng, pixels)
 
 
 class VqganCodec(Codec):
