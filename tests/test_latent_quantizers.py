@@ -127,16 +127,6 @@ def test_each_term_of_vq_moves_its_own_side_and_the_values_move_the_latents(norm
     )
 
 
-def test_distances_of_unit_vectors_are_sums_and_others_means():
-    latents = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
-    for normalised in (False, True):
-        quantizer, variables = vector_quantizer(normalised)
-        found = quantizer.apply(variables, latents)
-        x = latents / jnp.linalg.norm(latents, axis=1, keepdims=True) if normalised else latents
-        squared = ((x - found.values) ** 2).sum(-1).mean()
-        np.testing.assert_allclose(found.terms["codebook"], squared / (1 if normalised else 3), rtol=1e-4)
-
-
 def test_the_entropy_term_rewards_sure_and_even_choices():
     sure = 10.0 * (1 - np.eye(8, dtype=np.float32))  # every latent next to its own code
     np.testing.assert_allclose(entropy_term(sure, 0.01), -np.log(8), atol=1e-3)

@@ -43,8 +43,10 @@ class VectorQuantizer(nn.Module):
 
     Attributes:
       size, dim: of the codebook.
-      normalised: whether latents and codes count as unit vectors. Distances in the terms are then squared
-        lengths, as that paper writes them; otherwise means over the dimensions, as MaskGIT computes them.
+      normalised: whether latents and codes count as unit vectors.
+
+    Distances in the terms are means over the dimensions. Sums, as ViT-VQGAN's paper can be read, pulled all
+    latents of a small net onto one code before it had learnt to tell pictures apart.
     """
 
     size: int
@@ -71,8 +73,8 @@ class VectorQuantizer(nn.Module):
         chosen = book[codes]
         stop = jax.lax.stop_gradient
         terms = {
-            "codebook": self._distance(stop(latents), chosen),
-            "commitment": self._distance(latents, stop(chosen)),
+            "codebook": jnp.mean((stop(latents) - chosen) ** 2),
+            "commitment": jnp.mean((latents - stop(chosen)) ** 2),
         }
         if temperature:
             terms["entropy"] = entropy_term(squared_distances(latents, book), temperature)
@@ -80,10 +82,6 @@ class VectorQuantizer(nn.Module):
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         return unit(x) if self.normalised else x
-
-    def _distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        distance = jnp.mean((a - b) ** 2)
-        return self.dim * distance if self.normalised else distance
 
 
 class FiniteScalarQuantizer(nn.Module):

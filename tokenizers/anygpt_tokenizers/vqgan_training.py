@@ -52,9 +52,7 @@ class VqganTraining:
         self.net = VqganNet(self._codec, jnp.dtype(config.dtype))
         self._weights = {name: weight for name, weight in config.loss_weights.items() if weight}
         self._check_weights()
-        self._book_dim = (
-            None if self._codec["quantizer"]["kind"] == "fsq" else self._codec["quantizer"]["dim"]
-        )
+        self._has_book = self._codec["quantizer"]["kind"] != "fsq"
         self.adversary = PictureAdversary(config) if "adversarial" in self._weights else None
 
     def _check_weights(self) -> None:
@@ -88,8 +86,9 @@ class VqganTraining:
     def init(self, rng: jax.Array, examples: Sequence[np.ndarray]) -> tuple[dict, TrainingState]:
         """Fresh parameters and an account of no use; the perceptual net's weights are read."""
         del examples
-        movable = self._book_dim if self.config.restart_after else None
-        use = init_code_use(self._codec["codebook_size"], movable)
+        moving = self._has_book and self.config.restart_after
+        width = self._codec["quantizer"]["dim"] if moving else None
+        use = init_code_use(self._codec["codebook_size"], width)
         adversary = self.adversary.init(jax.random.fold_in(rng, 1)) if self.adversary else ()
         features = read_features(self.config.perceptual_weights) if "perceptual" in self._weights else ()
         state = TrainingState(jnp.zeros((), jnp.int32), use, adversary, features)
@@ -137,7 +136,7 @@ class VqganTraining:
 
     def after_update(self, params: dict, state: TrainingState) -> tuple[dict, TrainingState]:
         """Moves the codes that `loss` chose."""
-        if "quantizer" not in params:
+        if not self._has_book:
             return params, state
         codebook = moved_codebook(state.use, params["quantizer"]["codebook"])
         return {**params, "quantizer": {"codebook": codebook}}, state
