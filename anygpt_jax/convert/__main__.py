@@ -8,6 +8,7 @@
     python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
     python -m anygpt_jax.convert import-seed --quantizer=seed_quantizer.pt --vit=eva_vit_g.pth --out=CODEC_DIR
     python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=DIR
+    python -m anygpt_jax.convert import-maskgit --src=tokenizer_imagenet256_checkpoint --out=CODEC_DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
 train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
@@ -22,6 +23,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.importers import import_encodec, import_speechtokenizer
+from anygpt_tokenizers.maskgit_importer import import_maskgit
 from anygpt_tokenizers.seed_importer import import_seed
 from anygpt_tokenizers.soundstorm_importer import import_soundstorm
 from anygpt_tokenizers.unclip_importer import import_unclip
@@ -35,6 +37,7 @@ _MODEL_CONFIG = flags.DEFINE_string("model_config", None, "SpeechTokenizer's con
 _QUANTIZER = flags.DEFINE_string("quantizer", None, "SEED-2's seed_quantizer.pt.")
 _VIT = flags.DEFINE_string("vit", None, "SEED-2's vision tower: eva_vit_g.pth, or a BLIP-2 HF directory.")
 _NUM_CODEBOOKS = flags.DEFINE_integer("num_codebooks", None, "Levels that an imported codec uses.", 1)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "MaskGIT's pictures, 256 or 512 pixels.", 1)
 _OUT = flags.DEFINE_string("out", None, "Directory to write; it must not exist yet, or be empty.")
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary", None, "base, chat, a vocabulary.json or a directory with one."
@@ -123,6 +126,14 @@ def _import_unclip() -> str:
     )
 
 
+def _import_maskgit() -> str:
+    codec, report = import_maskgit(_SRC.value, _OUT.value, _IMAGE_SIZE.value)
+    return (
+        f"{_OUT.value}: {codec.fixed_frames} codes of {codec.codebook_size} per picture of "
+        f"{codec.image_size} × {codec.image_size}\n{report}"
+    )
+
+
 def _codec_summary(codec: Codec) -> str:
     return (
         f"{_OUT.value}: {codec.modality} at {codec.sample_rate} Hz, {codec.frame_rate:g} frames/s of "
@@ -147,6 +158,7 @@ COMMANDS = {
     "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
     "import-seed": Command((_QUANTIZER, _OUT), _import_seed),
     "import-unclip": Command((_SRC, _OUT), _import_unclip),
+    "import-maskgit": Command((_SRC, _OUT), _import_maskgit),
 }
 
 

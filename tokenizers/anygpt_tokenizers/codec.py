@@ -2,7 +2,8 @@
 
 `Codec` is the host-side object that everything outside this package uses. It holds the weights of a pure Flax
 module, batches its calls and knows how to read and write files of its medium. Subclasses:
-`audio_codec.AudioCodec`, `published_codec.PublishedCodec`, `image_tokenizer.ImageCodec` and `seed.SeedCodec`.
+`audio_codec.AudioCodec`, `published_codec.PublishedCodec`, `image_tokenizer.ImageCodec`, `seed.SeedCodec` and
+`vqgan.VqganCodec`.
 """
 
 import abc
@@ -31,6 +32,7 @@ CODEC_CLASSES = {
     "encodec": "anygpt_tokenizers.encodec:Encodec",
     "vit_vq": "anygpt_tokenizers.image_tokenizer:ImageCodec",
     "seed2": "anygpt_tokenizers.seed:SeedCodec",
+    "vqgan": "anygpt_tokenizers.vqgan:VqganCodec",
 }
 
 

@@ -72,11 +72,15 @@ class Training(Protocol):
 
 
 def build_training(config: config_dict.ConfigDict) -> Training:
-    """The `Training` of `config.kind` ("image", "audio", "soundstorm", "seed_stage1" or "seed_stage2")."""
+    """The `Training` of `config.kind`; UserError lists the kinds that there are."""
     if config.kind == "image":
         from anygpt_tokenizers.image_training import ImageTraining
 
         return ImageTraining(config)
+    if config.kind == "vqgan":
+        from anygpt_tokenizers.vqgan_training import VqganTraining
+
+        return VqganTraining(config)
     if config.kind == "audio":
         from anygpt_tokenizers.audio_training import AudioTraining
 
@@ -93,7 +97,7 @@ def build_training(config: config_dict.ConfigDict) -> Training:
         from anygpt_tokenizers.seed_stage2 import SeedStage2Training
 
         return SeedStage2Training(config)
-    kinds = '"image", "audio", "soundstorm", "seed_stage1" and "seed_stage2"'
+    kinds = '"image", "vqgan", "audio", "soundstorm", "seed_stage1" and "seed_stage2"'
     raise cli.UserError(f"config.kind is {config.kind!r}; there are {kinds}.")
 
 
