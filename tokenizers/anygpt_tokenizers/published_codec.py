@@ -117,15 +117,22 @@ class PublishedCodec(Codec):
         return np.concatenate(parts)
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together."""
+        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together.
+
+        Clips of more than one program go alone, so that memory is set by the longest.
+        """
         results: list[np.ndarray] = [None] * len(items)
         order = sorted(range(len(items)), key=lambda index: len(items[index]))
-        for at in range(0, len(order), ROWS):
-            members = order[at : at + ROWS]
+        whole = [index for index in order if len(items[index]) <= WHOLE * self.hop_length]
+        groups = [whole[at : at + ROWS] for at in range(0, len(whole), ROWS)]
+        for members in [*groups, *([index] for index in order[len(whole) :])]:
             lengths = [len(items[index]) for index in members]
-            batch = np.zeros((len(members), max(lengths), *items[members[0]].shape[1:]), np.float32)
-            for row, index in enumerate(members):
-                batch[row, : lengths[row]] = items[index]
+            if len(members) == 1:
+                batch = items[members[0]][None]
+            else:
+                batch = np.zeros((len(members), max(lengths), *items[members[0]].shape[1:]), np.float32)
+                for row, index in enumerate(members):
+                    batch[row, : lengths[row]] = items[index]
             for index, length, codes in zip(members, lengths, self.encode(batch, lengths), strict=True):
                 results[index] = codes[: -(-length // self.hop_length)]
         return results
@@ -250,7 +257,9 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _padded(array: np.ndarray, rows: int, size: int) -> np.ndarray:
-    """Zeros behind the first two axes."""
+    """Zeros behind the first two axes; the array itself if it needs none."""
+    if (rows, size) == array.shape[:2]:
+        return array
     rest = ((0, 0),) * (array.ndim - 2)
     return np.pad(array, ((0, rows - len(array)), (0, size - array.shape[1]), *rest))
 
@@ -260,7 +269,9 @@ def _padded_lengths(lengths: np.ndarray, rows: int) -> np.ndarray:
 
 
 def silent_after(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Samples [B, T] or [B, T, channels] with zeros from each row's length [B] on."""
+    """Samples [B, T] or [B, T, channels] with zeros from each row's length [B] on; themselves if it is T."""
+    if (lengths >= samples.shape[1]).all():
+        return samples
     inside = np.arange(samples.shape[1]) < lengths[:, None]
     return np.where(inside.reshape(*inside.shape, *(1,) * (samples.ndim - 2)), samples, np.float32(0))
 
