@@ -4,8 +4,8 @@
     python benchmarks/audio_codecs.py [--codecs=speech,music,audio] [--seconds=5,30] [--batches=1,8]
 
 Prints one JSON line per codec, length and batch: seconds for encode and decode (the best of `--repeats` after
-a first run, which includes compilation), how far latents and sound are from the original's, and how many
-codes are equal. Both sides use all cores that the process may run on.
+a first run, which includes compilation; with `--repeats=0` the first), how far latents and sound are from the
+original's, and how many codes are equal. Both sides use all cores that the process may run on.
 """
 
 import argparse
@@ -84,13 +84,13 @@ CODECS = {
 
 
 def best(function: Callable, repeats: int) -> tuple[float, float, np.ndarray]:
-    """(seconds of the first run, of the best later one, result)."""
+    """(seconds of the first run, of the best later one if there is one, result)."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         result = np.asarray(function())
         times.append(time.perf_counter() - start)
-    return times[0], min(times[1:]), result
+    return times[0], min(times[1:] or times), result
 
 
 @torch.no_grad()

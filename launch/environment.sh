@@ -4,7 +4,7 @@
 # usage: source launch/environment.sh EXTRA[,EXTRA…]   (extras of setup.py; may be empty)
 
 setup_environment() {
-  local extras="$1" python="${PYTHON:-python3}" stamp
+  local extras="$1" python="${PYTHON:-python3}" prefix stamp
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || return 1
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     if [ ! -x .venv/bin/python ]; then
@@ -22,7 +22,8 @@ setup_environment() {
     source .venv/bin/activate
   fi
   # The stamp names what is installed, so that a second run starts at once.
-  stamp="$(python -c 'import sys; print(sys.prefix)')/.anygpt_jax-$(cat setup.py constraints.txt launch/parity.txt | cksum | cut -d' ' -f1)-${extras:-base}"
+  prefix="$(python -c 'import sys; print(sys.prefix)')"
+  stamp="$prefix/.anygpt_jax-$(cat setup.py constraints.txt launch/parity.txt launch/parity_apart.txt | cksum | cut -d' ' -f1)-${extras:-base}"
   if [ ! -f "$stamp" ]; then
     echo "== installing anygpt_jax${extras:+[$extras]} (about a minute)"
     python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}" || {
@@ -31,10 +32,12 @@ setup_environment() {
     }
     case "$extras" in
       *parity*)
-        python -m pip install --quiet --disable-pip-version-check --no-deps -r launch/parity.txt || {
-          echo "error: the originals of launch/parity.txt could not be installed; the lines above say why." >&2
+        set -- python -m pip install --quiet --disable-pip-version-check --no-deps
+        if ! "$@" -r launch/parity.txt ||
+          ! "$@" --upgrade --target "$prefix/originals" -r launch/parity_apart.txt; then
+          echo "error: the originals of launch/parity*.txt could not be installed; the lines above say why." >&2
           return 2
-        }
+        fi
         ;;
     esac
     touch "$stamp"

@@ -43,6 +43,20 @@ ENCODEC_24K = {
     "hidden_size": 16,
     "codebook_size": 64,
 }
+ENCODEC_48K = {  # stereo, in chunks of 0.02 s here
+    "target_bandwidths": [18.0, 36.0],
+    "sampling_rate": 48000,
+    "audio_channels": 2,
+    "normalize": True,
+    "chunk_length_s": 0.02,
+    "overlap": 0.1,
+    "upsampling_ratios": [8, 4],
+    "num_filters": 4,
+    "hidden_size": 16,
+    "codebook_size": 64,
+    "norm_type": "time_group_norm",
+    "use_causal_conv": False,
+}
 
 
 def have_speechtokenizer() -> bool:
@@ -82,6 +96,8 @@ def _enliven(model: torch.nn.Module, gain: float = 2.5) -> None:
         for name, value in model.named_parameters():
             if name.endswith(("weight_g", "original0")):
                 value.mul_(gain)
+            elif name.endswith("norm.weight"):
+                value.uniform_(0.5, 2.0)
             elif ".lstm.weight" in name:
                 value.mul_(3.0)
             elif name.endswith("alpha"):
@@ -94,7 +110,11 @@ def _enliven(model: torch.nn.Module, gain: float = 2.5) -> None:
 def _filled(model: torch.nn.Module, books: list, rate: int, half: bool) -> torch.nn.Module:
     """Codebooks of residuals of those before them, and jitter; an output as loud as sound is."""
     frames = max(100, int(1.5 * len(books[0].embed)))
-    latents = model.encoder(torch.as_tensor(sound(1, 640 * frames, rate, seed=7)))
+    channels = getattr(getattr(model, "config", None), "audio_channels", 1)
+    wave = sound(channels, 640 * frames, rate, seed=7).swapaxes(0, 1)
+    if getattr(getattr(model, "config", None), "normalize", False):
+        wave /= wave.std()
+    latents = model.encoder(torch.as_tensor(wave))
     residual = latents[0].T
     for book in books:
         chosen = residual[torch.randperm(len(residual))[: len(book.embed)]]
@@ -104,6 +124,9 @@ def _filled(model: torch.nn.Module, books: list, rate: int, half: bool) -> torch
     loudness = model.decoder(latents - residual.T[None]).std()
     *_, last = (part for part in model.decoder.modules() if isinstance(part, torch.nn.Conv1d))
     gain = dict(last.named_parameters())
+    norms = [part for part in model.decoder.modules() if isinstance(part, torch.nn.GroupNorm)]
+    if norms:
+        gain = {"bias": norms[-1].bias, "weight_g": norms[-1].weight}
     for name in ("bias", "weight_g", "parametrizations.weight.original0"):
         if name in gain:
             gain[name].div_(5 * loudness)

@@ -87,6 +87,7 @@ def test_settings_that_contradict_each_other_are_named(tmp_path):
         ({"adversary": {"networks": {"periods": (), "scales": 0}}, "loss_weights": {}}, "adversary"),
         ({"adversary": {"kind": "none"}}, "least_squares"),
         ({"codec": {"type": "mp3"}}, "'mp3'"),
+        ({"codec": {"normalize": True}}, "without scales"),
     ]:
         config = load("speechtokenizer.py:dummy")
         if change.get("loss_weights") == {}:

@@ -115,11 +115,11 @@ def test_a_checkpoint_of_another_size_than_its_config_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("normalize", True), ("audio_channels", 2), ("norm_type", "time_group_norm"), ("pad_mode", "circular")],
+    [("audio_channels", 3), ("norm_type", "layer_norm"), ("pad_mode", "circular"), ("overlap", 1.0)],
 )
 def test_an_encodec_of_another_kind_is_refused_by_its_field(field, value, tmp_path):
     def change(state, config):
-        config[field] = value
+        config.update({"chunk_length_s": 1.0, field: value})
 
     sentence = refused("encodec_music", tmp_path, change)
     assert field in sentence and repr(value) in sentence

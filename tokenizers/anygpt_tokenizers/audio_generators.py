@@ -81,6 +81,12 @@ class PublishedGenerator:
         self.codec_config = {**codec_config, **dataclasses.asdict(spec_from_config(codec_config))}
         self.codec_class = codec_class
         self.spec = spec_from_config(codec_config)
+        scaled = codec_config.get("normalize") or codec_config.get("chunk_length_s") is not None
+        if self.spec.channels > 1 or self.spec.time_group_norm or scaled:
+            raise UserError(
+                "Training is for mono codecs with weight norms and without scales: config.codec must not set "
+                "channels, time_group_norm, normalize or chunk_length_s."
+            )
         self.module = PublishedSeanet(self.spec)
         self.hop_length = self.spec.hop_length
 

@@ -20,6 +20,14 @@ def log_mel(magnitude: jax.Array, sample_rate: int, bands: int, floor: float) ->
     return log_amplitude(magnitude @ spectral.mel_bands(sample_rate, n_fft, bands), floor)
 
 
+def mel_distance(wave: np.ndarray, target: np.ndarray, sample_rate: int) -> float:
+    """Mean absolute difference of two waves' [T] log-amplitudes in 80 mel bands (windows of 1,280)."""
+    mels = [
+        log_mel(jnp.abs(spectral.stft(x[None], 1280, 160)), sample_rate, 80, 1e-3) for x in (wave, target)
+    ]
+    return float(jnp.mean(jnp.abs(mels[0] - mels[1])))
+
+
 def magnitude_losses(
     magnitude: jax.Array, target: jax.Array, sample_rate: int, bands: int, floor: float
 ) -> dict[str, jax.Array]:

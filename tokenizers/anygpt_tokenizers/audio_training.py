@@ -267,11 +267,7 @@ class AudioTraining:
         for clip, code in zip(examples, codes, strict=True):
             again = np.clip(codec.decode(code[None])[0], -1, 1)
             original = np.pad(clip.wave, (0, len(again) - len(clip.wave)))
-            mels = [
-                audio_losses.log_mel(jnp.abs(spectral.stft(x[None], 1280, 160)), rate, 80, 1e-3)
-                for x in (original, again)
-            ]
-            distances.append(float(jnp.mean(jnp.abs(mels[0] - mels[1]))))
+            distances.append(audio_losses.mel_distance(again, original, rate))
             ratios.append(audio_losses.si_sdr(again, original))
             all_codes.append(code)
             if clip.features is not None:

@@ -60,10 +60,28 @@ def with_edges(window: Window, before: int, after: int, stride: int = 1, mode: s
     return x.at[jnp.arange(x.shape[0])[:, None], index].set(value, mode="drop")
 
 
+class TimeNorm(nn.Module):
+    """Mean 0 and variance 1 over a row's whole clip and all channels, then a scale and a bias per channel.
+
+    EnCodec's "time_group_norm" (Wu and He 2018, one group). The window must hold the whole clip.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inside: jax.Array) -> jax.Array:
+        """x [B, W, C], of which the positions where `inside` [B, W] is true belong to the clip."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        inside = inside[..., None]
+        count = jnp.maximum(1, jnp.sum(inside, (1, 2), keepdims=True)) * x.shape[-1]
+        mean = jnp.sum(jnp.where(inside, x, 0), (1, 2), keepdims=True) / count
+        variance = jnp.sum(jnp.where(inside, x - mean, 0) ** 2, (1, 2), keepdims=True) / count
+        return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias
+
+
 class ClipConv(nn.Module):
     """Convolution of a window: frame t sees samples t·stride - before .. t·stride + kernel - 1 - before.
 
-    A clip of L samples has ceil(L / stride) frames.
+    A clip of L samples has ceil(L / stride) frames. With `time_norm`, a `TimeNorm` follows.
     """
 
     features: int
@@ -72,6 +90,7 @@ class ClipConv(nn.Module):
     dilation: int = 1
     causal: bool = False
     mode: str = "reflect"
+    time_norm: bool = False
 
     @property
     def span(self) -> int:
@@ -92,7 +111,10 @@ class ClipConv(nn.Module):
         x = with_edges(window, self.before, self.span - self.stride - self.before, self.stride, self.mode)
         y = _convolve(x, kernel, self.stride, self.dilation) + bias
         offset = (window.offset + self.before) // self.stride
-        return Window(y, window.base // self.stride, offset, -(-window.length // self.stride))
+        base, length = window.base // self.stride, -(-window.length // self.stride)
+        if self.time_norm:
+            y = TimeNorm(name="norm")(y, _inside(base + offset, y.shape[1], length))
+        return Window(y, base, offset, length)
 
     @nn.nowrap
     def needs(self, first: int, last: int) -> tuple[int, int]:
@@ -104,13 +126,14 @@ class ClipTransposedConv(nn.Module):
     """Transposed convolution of kernel 2·stride: a clip of T frames gives T·stride samples.
 
     Of the stride surplus samples, the non-causal form cuts half at either end (the odd one in front), the
-    causal form `trim_right` of them behind.
+    causal form `trim_right` of them behind. With `time_norm`, a `TimeNorm` over all of it comes before.
     """
 
     features: int
     stride: int
     causal: bool = False
     trim_right_ratio: float = 1.0
+    time_norm: bool = False
 
     @property
     def trim_left(self) -> int:
@@ -130,6 +153,9 @@ class ClipTransposedConv(nn.Module):
         product = jnp.matmul(x, kernel.reshape(channels, 2 * span), precision=HIGHEST)
         y = (product[:, 1:, :span] + product[:, :-1, span:]).reshape(batch, -1, self.features) + bias
         offset = (window.offset + 1) * self.stride - self.trim_left
+        if self.time_norm:
+            start = (window.base + window.offset + 1) * self.stride
+            y = TimeNorm(name="norm")(y, _inside(start, y.shape[1], (window.length + 1) * self.stride))
         return Window(y, window.base * self.stride, offset, window.length * self.stride)
 
     @nn.nowrap
@@ -163,14 +189,15 @@ class ClipResidualBlock(nn.Module):
     conv_shortcut: bool
     causal: bool
     mode: str
+    time_norm: bool = False
 
     def setup(self):
-        hidden = self.width // self.compress
+        hidden, norm = self.width // self.compress, self.time_norm
         self.act_in, self.act_out = Activation(self.activation), Activation(self.activation)
-        self.conv_in = ClipConv(hidden, self.kernel, 1, self.dilation, self.causal, self.mode)
-        self.conv_out = ClipConv(self.width, 1)
+        self.conv_in = ClipConv(hidden, self.kernel, 1, self.dilation, self.causal, self.mode, norm)
+        self.conv_out = ClipConv(self.width, 1, time_norm=norm)
         if self.conv_shortcut:
-            self.shortcut = ClipConv(self.width, 1)
+            self.shortcut = ClipConv(self.width, 1, time_norm=norm)
 
     def __call__(self, window: Window) -> Window:
         main = self.conv_out(self.act_out(self.conv_in(self.act_in(window))))
@@ -184,6 +211,12 @@ class ClipResidualBlock(nn.Module):
         """The first and last sample that samples first..last of the output see."""
         conv = ClipConv(1, self.kernel, 1, self.dilation, self.causal, parent=None)
         return conv.needs(first, last)
+
+
+def _inside(start: jax.Array, count: int, length: jax.Array) -> jax.Array:
+    """bool [B, count]: which positions from `start` on are in signals of `length` [B]."""
+    position = start + jnp.arange(count)
+    return (position >= 0) & (position < length[:, None])
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:

@@ -27,6 +27,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.encodec import Encodec
+from anygpt_tokenizers.encodec_chunks import check_scaling
 from anygpt_tokenizers.published_codec import PublishedCodec
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
 from anygpt_tokenizers.safetensors_file import map_arrays
@@ -39,6 +40,7 @@ ENCODEC_DEFAULTS = {
     "audio_channels": 1,
     "normalize": False,
     "chunk_length_s": None,
+    "overlap": None,
     "hidden_size": 128,
     "num_filters": 32,
     "num_residual_layers": 1,
@@ -86,6 +88,7 @@ ENCODEC_FIELDS = {
     "use_causal_conv": "causal",
     "pad_mode": "pad_mode",
     "trim_right_ratio": "trim_right_ratio",
+    "audio_channels": "channels",
 }
 # Keys that decide nothing once training is over: the moving averages that the codebooks were made from.
 TRAINING_ONLY = re.compile(r"quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
@@ -143,24 +146,27 @@ def import_encodec(
     given = _read_json(src / "config.json")
     fields = {**ENCODEC_DEFAULTS, **{k: v for k, v in given.items() if k in ENCODEC_DEFAULTS}}
     dimension = fields["codebook_dim"] or fields["hidden_size"]
+    time_group_norm = fields["norm_type"] == "time_group_norm"
     for name, served, value in [
-        ("audio_channels", (1,), fields["audio_channels"]),
-        ("norm_type", ("weight_norm",), fields["norm_type"]),
-        ("normalize", (False,), fields["normalize"]),
-        ("chunk_length_s", (None,), fields["chunk_length_s"]),
+        ("audio_channels", (1, 2), fields["audio_channels"]),
+        ("norm_type", ("weight_norm", "time_group_norm"), fields["norm_type"]),
+        ("use_causal_conv", (False,) if time_group_norm else (False, True), fields["use_causal_conv"]),
         ("pad_mode", ("reflect", "constant"), fields["pad_mode"]),
         ("codebook_dim", (fields["hidden_size"],), dimension),
     ]:
         if value not in served:
-            raise UserError(f"{src / 'config.json'}: {name} is {value!r}; only {served[0]!r} is supported.")
+            allowed = " or ".join(map(repr, served)) + " with time_group_norm" * (name == "use_causal_conv")
+            raise UserError(f"{src / 'config.json'}: {name} is {value!r}; only {allowed} is supported.")
     values = {ours: fields[theirs] for theirs, ours in ENCODEC_FIELDS.items()}
-    spec = SeanetSpec(**values, quantizers=_encodec_levels(fields))
+    spec = SeanetSpec(**values, quantizers=_encodec_levels(fields), time_group_norm=time_group_norm)
+    scaling = {name: fields[name] for name in ("normalize", "chunk_length_s", "overlap")}
+    check_scaling(scaling, fields["sampling_rate"], os.fspath(src / "config.json"))
     modality = modality or ("audio" if spec.causal else "music")
     files = [src / name for name in ("model.safetensors", "pytorch_model.bin") if (src / name).is_file()]
     if not files:
         raise UserError(f"{src} has neither model.safetensors nor pytorch_model.bin.")
     levels = num_codebooks or min(4, spec.quantizers)
-    return _write(Encodec, modality, spec, fields["sampling_rate"], levels, files[0], Path(out))
+    return _write(Encodec, modality, spec, fields["sampling_rate"], levels, files[0], Path(out), scaling)
 
 
 def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
@@ -197,6 +203,7 @@ def canonical_key(key: str) -> str:
     """The spelling of transformers, without what wraps a convolution: `encoder.layers.0.conv.weight_g`."""
     key = re.sub(r"^(encoder|decoder)\.model\.", r"\1.layers.", key)
     key = re.sub(r"\.(conv\.conv|convtr\.convtr)\.", ".conv.", key)
+    key = re.sub(r"\.(conv|convtr)\.norm\.", ".norm.", key)
     key = key.replace("quantizer.vq.layers.", "quantizer.layers.").replace("._codebook.", ".codebook.")
     key = key.replace(".parametrizations.weight.original0", ".weight_g")
     return key.replace(".parametrizations.weight.original1", ".weight_v")
@@ -300,6 +307,8 @@ def _source(path: tuple[str, ...], spec: SeanetSpec) -> tuple[list[str], Callabl
         else:
             names.append(modules.get(name, name))
     stem = ".".join(names)
+    if parents[-1] == "norm":
+        return [f"{stem}.{'weight' if leaf == 'scale' else 'bias'}"], np.asarray, tuple
     if leaf == "slope":
         return [f"{stem}.alpha"], np.ravel, lambda shape: (1, *shape, 1)
     if leaf == "bias":
@@ -354,8 +363,9 @@ def _write(
     num_codebooks: int | None,
     file: Path,
     out: Path,
+    more: dict | None = None,
 ) -> PublishedCodec:
-    """Converts `file`, writes the codec to `out` all at once, and reads it back."""
+    """Converts `file` and writes the codec, with `more` in its config, to `out` all at once."""
     if out.exists():
         raise UserError(f"{out} exists already; name a new directory.")
     levels = num_codebooks or spec.quantizers
@@ -367,6 +377,7 @@ def _write(
         "sample_rate": sample_rate,
         "num_codebooks": levels,
         **dataclasses.asdict(spec),
+        **(more or {}),
     }
     codec = kind(config, params)
     write_new_directory(out, codec.save_pretrained)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers import published_programs as programs
+from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.published_seanet import PublishedSeanet, frames_for_samples, samples_for_frames
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class StreamDecoder:
         self._lengths = np.full(batch, OPEN_END) if lengths is None else np.asarray(lengths, np.int64)
         self._ended = False
         spec = codec.spec
+        if spec.time_group_norm:
+            raise UserError("This codec normalises over whole clips (time_group_norm): it can't be streamed.")
+        self._channel_axis = (spec.channels,) if spec.channels > 1 else ()
         conv = spec.conv(1, spec.kernel)
         self._step = max(step, conv.before + 1)  # what the clip's start is mirrored from must be in one piece
         self._around_frame = conv.before, conv.span - 1 - conv.before
@@ -123,7 +127,7 @@ class StreamDecoder:
     def _advance(self) -> np.ndarray:
         before, after = self._around_frame
         ready = self.seen if self._ended else self.seen - after if self.seen > before else 0
-        pieces = [np.zeros((len(self._lengths), 0), np.float32)]
+        pieces = [np.zeros((len(self._lengths), 0, *self._channel_axis), np.float32)]
         while self._codes.done < ready:
             self._take_frames(min(self._step, ready - self._codes.done))
         certain = self._features.end - (0 if self._ended else self._around_samples[1])

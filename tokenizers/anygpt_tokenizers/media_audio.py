@@ -13,13 +13,14 @@ RATES = 1_000, 1_000_000  # Hz; a header that says something else is damaged
 BLOCK = 1 << 18  # samples of all channels that are held at a time
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
-    """Reads a sound file as mono float32 [T] in [-1, 1] at `sample_rate`.
+def read_audio(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> np.ndarray:
+    """Reads a sound file as float32 [T], or [T, channels] if more than one is asked for, at `sample_rate`.
 
-    Channels are averaged (AnyGPT keeps the first for speech and averages for music; an average loses nobody
-    who speaks into another channel), any rate is resampled, louder samples are clipped, and of a truncated
-    file the part that is there is taken. Besides the result, memory holds one block, however long the file
-    is or claims to be. Raises MediaError (missing file, empty file, not a readable sound file, impossible
+    Samples are in [-1, 1]. A file with as many channels keeps them; of any other, channels are averaged
+    (AnyGPT keeps the first for speech and averages for music; an average loses nobody who speaks into another
+    channel). Any rate is resampled, louder samples are clipped, and of a truncated file the part that is
+    there is taken. Besides the result, memory holds one block, however long the file is or claims to be.
+    Raises MediaError (missing file, empty file, not a readable sound file, impossible
     sample rate, no samples, samples that are not finite, silent).
     """
     if not os.path.isfile(path):
@@ -30,12 +31,12 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
         with soundfile.SoundFile(path) as file:
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise MediaError("impossible sample rate", path, f"{file.samplerate} Hz")
-            mono = _Mono(file.samplerate, sample_rate, path)
+            sound = _Sound(file.samplerate, sample_rate, path, channels)
             while True:
                 block = file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)
                 if len(block) == 0:
-                    return mono.finish()
-                mono.add(block)
+                    return sound.finish()
+                sound.add(block)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError("not a readable sound file", path, str(error).splitlines()[-1]) from error
 
@@ -45,27 +46,29 @@ def prepare_audio(
 ) -> np.ndarray:
     """Samples [T, channels] or [T] at `rate` -> mono float32 [T'] at `sample_rate`, or MediaError."""
     samples = np.asarray(samples, np.float32)
-    mono = _Mono(rate, sample_rate, path)
-    mono.add(samples if samples.ndim == 2 else samples[:, None])
-    return mono.finish()
+    sound = _Sound(rate, sample_rate, path)
+    sound.add(samples if samples.ndim == 2 else samples[:, None])
+    return sound.finish()
 
 
-class _Mono:
-    """Mono sound at one rate, from blocks [T, channels] at another.
+class _Sound:
+    """Sound at one rate, from blocks [T, channels] at another; averaged unless it has as many as wanted.
 
     Resampling is soxr's "HQ", which librosa also uses: in the passband it is closer to the ideal than
     torchaudio's short windowed sinc, from which it differs by what tests/test_media_audio.py measures.
     """
 
-    def __init__(self, rate: int, sample_rate: int, path: str | os.PathLike | None):
-        self._ratio, self._path = (sample_rate, rate), path
+    def __init__(self, rate: int, sample_rate: int, path: str | os.PathLike | None, channels: int = 1):
+        self._ratio, self._path, self._channels = (sample_rate, rate), path, channels
         same = rate == sample_rate
-        self._stream = None if same else soxr.ResampleStream(rate, sample_rate, 1, "float32", "HQ")
+        self._stream = None if same else soxr.ResampleStream(rate, sample_rate, channels, "float32", "HQ")
         self._samples, self._count, self._peak = bytearray(), 0, 0.0
 
     def add(self, block: np.ndarray) -> None:
         """The next samples."""
-        block = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+        if block.shape[1] != self._channels:
+            block = block.mean(axis=1, keepdims=True).repeat(self._channels, 1)
+        block = block if self._channels > 1 else block[:, 0]
         if not np.isfinite(block).all():
             raise MediaError("samples that are not finite", self._path)
         self._peak = max(self._peak, float(np.abs(block).max(initial=0.0)))
@@ -73,22 +76,23 @@ class _Mono:
         self._keep(self._stream.resample_chunk(block) if self._stream else block)
 
     def finish(self) -> np.ndarray:
-        """Everything, float32 [ceil(T · new rate / old rate)]."""
+        """Everything, float32 [ceil(T · new rate / old rate)] or [that, channels]."""
         if self._count == 0:
             raise MediaError("no samples", self._path)
         if self._peak <= SILENCE:
             raise MediaError("silent", self._path)
         if self._stream:
-            self._keep(self._stream.resample_chunk(np.zeros(0, np.float32), last=True))
-            length = -(-self._count * self._ratio[0] // self._ratio[1])
-            self._samples += bytes(4 * max(0, length - len(self._samples) // 4))
-            return np.frombuffer(self._samples, np.float32)[:length]
-        return np.frombuffer(self._samples, np.float32)
+            nothing = np.zeros((0, self._channels)[: 1 + (self._channels > 1)], np.float32)
+            self._keep(self._stream.resample_chunk(nothing, last=True))
+        length = -(-self._count * self._ratio[0] // self._ratio[1])
+        self._samples += bytes(max(0, 4 * length * self._channels - len(self._samples)))
+        samples = np.frombuffer(self._samples, np.float32)[: length * self._channels]
+        return samples if self._channels == 1 else samples.reshape(-1, self._channels)
 
     def _keep(self, samples: np.ndarray) -> None:
         self._samples += np.clip(samples, -1.0, 1.0).astype(np.float32).tobytes()
 
 
 def write_audio(samples: np.ndarray, path: str | os.PathLike, sample_rate: int) -> None:
-    """Writes mono samples [T] in [-1, 1] as a 16-bit file; the kind follows the name (.wav, .flac)."""
+    """Writes samples [T] or [T, channels] in [-1, 1] as a 16-bit file of the name's kind (.wav, .flac)."""
     soundfile.write(path, np.clip(np.asarray(samples, np.float32), -1.0, 1.0), sample_rate, subtype="PCM_16")

@@ -31,10 +31,12 @@ ROWS = 32  # clips in one call of a program
 class PublishedCodec(Codec):
     """A SEANet codec with published weights; samples are float32 [B, T], nominally in [-1, 1].
 
+    Where the codec has several channels, samples are [B, T, channels] here and wherever [B, T] is written.
     Params are those of `PublishedSeanet`. `num_codebooks` levels are used, of `quantizers` in the weights.
 
     Attributes:
       spec: sizes and conventions.
+      channels: of the sound.
       module: the Flax module.
       mesh: where encode and decode run, or None for one device; set by `on_mesh`.
     """
@@ -46,6 +48,7 @@ class PublishedCodec(Codec):
         self.spec = spec_from_config(self.config)
         self.module = PublishedSeanet(self.spec)
         self.sample_rate = self.config["sample_rate"]
+        self.channels = self.spec.channels
         self.hop_length = self.spec.hop_length
         self.frame_rate = self.sample_rate / self.hop_length
         self.mesh: Mesh | None = None
@@ -103,26 +106,33 @@ class PublishedCodec(Codec):
         samples after a row's end are 0. Nothing is clipped. UserError if codes or lengths are impossible.
         """
         codes = self.check_codes(codes, first)
-        lengths = _checked_lengths(lengths, *codes.shape[:2], "frames")
+        lengths = checked_lengths(lengths, *codes.shape[:2], "frames")
         parts = []
         for at in range(0, len(codes), ROWS):
             rows, row_lengths = codes[at : at + ROWS], lengths[at : at + ROWS]
-            if codes.shape[1] <= WHOLE:
+            if self._is_whole(codes.shape[1]):
                 parts.append(self._decode_whole(rows, row_lengths, first))
             else:
                 parts.append(self._decode_long(rows, row_lengths, first))
         return np.concatenate(parts)
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together."""
+        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together.
+
+        Clips of more than one program go alone, so that memory is set by the longest.
+        """
         results: list[np.ndarray] = [None] * len(items)
         order = sorted(range(len(items)), key=lambda index: len(items[index]))
-        for at in range(0, len(order), ROWS):
-            members = order[at : at + ROWS]
+        whole = [index for index in order if len(items[index]) <= WHOLE * self.hop_length]
+        groups = [whole[at : at + ROWS] for at in range(0, len(whole), ROWS)]
+        for members in [*groups, *([index] for index in order[len(whole) :])]:
             lengths = [len(items[index]) for index in members]
-            batch = np.zeros((len(members), max(lengths)), np.float32)
-            for row, index in enumerate(members):
-                batch[row, : lengths[row]] = items[index]
+            if len(members) == 1:
+                batch = items[members[0]][None]
+            else:
+                batch = np.zeros((len(members), max(lengths), *items[members[0]].shape[1:]), np.float32)
+                for row, index in enumerate(members):
+                    batch[row, : lengths[row]] = items[index]
             for index, length, codes in zip(members, lengths, self.encode(batch, lengths), strict=True):
                 results[index] = codes[: -(-length // self.hop_length)]
         return results
@@ -139,7 +149,7 @@ class PublishedCodec(Codec):
         return self.checked_range(codes, first)
 
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
-        return read_audio(path, self.sample_rate)
+        return read_audio(path, self.sample_rate, self.channels)
 
     def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
         write_audio(samples, path, self.sample_rate)
@@ -167,21 +177,40 @@ class PublishedCodec(Codec):
         self, samples: np.ndarray, lengths: Sequence[int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         samples = np.asarray(samples, np.float32)
-        if samples.ndim != 2 or samples.size == 0:
-            raise UserError(f"A codec encodes samples of shape [batch, time], not {list(samples.shape)}.")
-        lengths = _checked_lengths(lengths, *samples.shape, "samples")
-        samples = np.where(np.arange(samples.shape[1]) < lengths[:, None], samples, np.float32(0))
+        wanted = "[batch, time]" if self.channels == 1 else f"[batch, time, {self.channels}]"
+        if samples.ndim < 2 or samples.shape[2:] != self._channel_axis or samples.size == 0:
+            raise UserError(f"This codec encodes samples of shape {wanted}, not {list(samples.shape)}.")
+        lengths = checked_lengths(lengths, *samples.shape[:2], "samples")
+        samples = silent_after(samples, lengths)
         if not np.isfinite(samples).all():
-            row, time = np.argwhere(~np.isfinite(samples))[0]
+            row, time = np.argwhere(~np.isfinite(samples))[0][:2]
             raise UserError(f"Sample {time} of row {row} is not a finite number.")
         return samples, lengths
+
+    @property
+    def _channel_axis(self) -> tuple[int, ...]:
+        """What the shape of samples has after [B, T]."""
+        return (self.channels,) if self.channels > 1 else ()
+
+    def _is_whole(self, frames: int) -> bool:
+        """Whether clips of `frames` are one program; UserError if they must be and can't."""
+        if frames > WHOLE and self.spec.time_group_norm:
+            raise UserError(
+                f"This codec normalises over whole clips (time_group_norm), of at most {WHOLE} frames "
+                f"({WHOLE / self.frame_rate:.0f} s); this one has {frames}. Cut it into shorter clips."
+            )
+        return frames <= WHOLE
+
+    def _block(self, frames: int) -> int:
+        """Frames that the convolutions of clips of `frames` take at a time."""
+        return frames if self.spec.time_group_norm else BLOCK
 
     def _encode_rows(
         self, samples: np.ndarray, lengths: np.ndarray, first: int | None, last: int | None
     ) -> np.ndarray:
         """Codes of the levels asked for, or latents where there are none; zeros after each row's end."""
         frames = -(-samples.shape[1] // self.hop_length)
-        if frames <= WHOLE:
+        if self._is_whole(frames):
             out = self._encode_whole(samples, lengths, frames, first, last)
         else:
             out = self._encode_long(samples, lengths, first, last)
@@ -189,9 +218,10 @@ class PublishedCodec(Codec):
         return np.where(inside[..., None], out[:, :frames], out.dtype.type(0))
 
     def _encode_whole(self, samples, lengths, frames, first, last) -> np.ndarray:
-        wave = _padded(samples, self.padded_rows(len(samples)), bucket(frames) * self.hop_length)
+        frames = bucket(frames)
+        wave = _padded(samples, self.padded_rows(len(samples)), frames * self.hop_length)
         inputs = self.place(wave), self.place(_padded_lengths(lengths, len(wave)))
-        out = self.program(programs.latents_of_clips, BLOCK)(*inputs)
+        out = self.program(programs.latents_of_clips, self._block(frames))(*inputs)
         out = out if first is None else self.program(programs.quantize, first, last)(out)
         return np.asarray(out)[: len(samples)]
 
@@ -202,9 +232,10 @@ class PublishedCodec(Codec):
 
     def _decode_whole(self, codes: np.ndarray, lengths: np.ndarray, first: int) -> np.ndarray:
         rows, frames = codes.shape[:2]
-        padded = _padded(codes, self.padded_rows(rows), bucket(frames))
+        length = bucket(frames)
+        padded = _padded(codes, self.padded_rows(rows), length)
         inputs = self.place(padded), self.place(_padded_lengths(lengths, len(padded)))
-        wave = self.program(programs.decode_clips, first, BLOCK)(*inputs)
+        wave = self.program(programs.decode_clips, first, self._block(length))(*inputs)
         return np.asarray(wave)[:rows, : frames * self.hop_length]
 
     def _decode_long(self, codes: np.ndarray, lengths: np.ndarray, first: int) -> np.ndarray:
@@ -212,7 +243,7 @@ class PublishedCodec(Codec):
         stream = StreamDecoder(self, len(padded), WHOLE, first, BLOCK, _padded_lengths(lengths, len(padded)))
         pieces = [stream.push(padded[:, at : at + WHOLE]) for at in range(0, codes.shape[1], WHOLE)]
         wave = np.concatenate([*pieces, stream.finish()], axis=1)[: len(codes)]
-        return wave * (np.arange(wave.shape[1]) < lengths[:, None] * self.hop_length)
+        return silent_after(wave, lengths * self.hop_length)
 
 
 def bucket(frames: int) -> int:
@@ -226,7 +257,9 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _padded(array: np.ndarray, rows: int, size: int) -> np.ndarray:
-    """Zeros behind the first two axes."""
+    """Zeros behind the first two axes; the array itself if it needs none."""
+    if (rows, size) == array.shape[:2]:
+        return array
     rest = ((0, 0),) * (array.ndim - 2)
     return np.pad(array, ((0, rows - len(array)), (0, size - array.shape[1]), *rest))
 
@@ -235,7 +268,16 @@ def _padded_lengths(lengths: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(lengths, (0, rows - len(lengths)), constant_values=1).astype(np.int32)
 
 
-def _checked_lengths(lengths: Sequence[int] | None, rows: int, size: int, unit: str) -> np.ndarray:
+def silent_after(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Samples [B, T] or [B, T, channels] with zeros from each row's length [B] on; themselves if it is T."""
+    if (lengths >= samples.shape[1]).all():
+        return samples
+    inside = np.arange(samples.shape[1]) < lengths[:, None]
+    return np.where(inside.reshape(*inside.shape, *(1,) * (samples.ndim - 2)), samples, np.float32(0))
+
+
+def checked_lengths(lengths: Sequence[int] | None, rows: int, size: int, unit: str) -> np.ndarray:
+    """`lengths` [rows] as an array, all `size` where there are none; UserError if they are impossible."""
     if lengths is None:
         return np.full(rows, size)
     lengths = np.asarray(lengths)

@@ -1,8 +1,9 @@
 """What `published_seanet`'s parts compute together: pure functions of parameters, for whole clips and pieces.
 
-The trunks run in blocks of `block` frames with the context that they need, one after another, so that memory
-for activations doesn't grow with the clip. `base` is where a piece begins in its clip, in frames; only its
-distance to the clip's ends matters, so callers may move both (see `published_codec.nearby`).
+Sound is [B, T], and [B, T, channels] where there are several. The trunks run in blocks of `block` frames
+with the context that they need, one after another, so that memory for activations doesn't grow with the
+clip. `base` is where a piece begins in its clip, in frames; only its distance to the clip's ends matters, so
+callers may move both (see `published_codec.nearby`).
 """
 
 import jax
@@ -22,7 +23,7 @@ def latents_of_clips(
 ) -> jax.Array:
     """Whole clips [B, F·hop_length], F a multiple of `block` -> latents [B, F, dimension]."""
     before, after = samples_for_frames(module.spec)
-    wave = jnp.pad(wave, ((0, 0), (before, after)))
+    wave = _pad_time(wave, before, after)
     x = encoder_frames(module, params, wave, jnp.int32(0), lengths, block)
     frames = -(-lengths // module.spec.hop_length)
     y, _ = module.apply({"params": params}, x, _valid(x, 0, frames), method="encoder_recurrence")
@@ -37,7 +38,8 @@ def decode_clips(
     """Whole clips of codes [B, F, n] of `frames` frames, F a multiple of `block` -> [B, F·hop_length]."""
     latents = module.apply({"params": params}, codes, first, method="dequantize")
     wave = decode_latents(module, params, latents, frames, block)
-    return jnp.where(jnp.arange(wave.shape[1]) < frames[:, None] * module.spec.hop_length, wave, 0.0)
+    inside = jnp.arange(wave.shape[1]) < frames[:, None] * module.spec.hop_length
+    return jnp.where(inside.reshape(*inside.shape, *(1,) * (wave.ndim - 2)), wave, 0.0)
 
 
 def decode_latents(
@@ -58,10 +60,11 @@ def encoder_frames(
 ) -> jax.Array:
     """Samples of frames base.. with their context [B, before + F·hop + after] -> time-major [F, B, width]."""
     hop, (before, after) = module.spec.hop_length, samples_for_frames(module.spec)
+    wave = wave.reshape(*wave.shape[:2], module.spec.channels)
 
     def one(start: jax.Array) -> jax.Array:
         piece = jax.lax.dynamic_slice_in_dim(wave, start * hop, before + block * hop + after, axis=1)
-        window = Window(piece[..., None], (base + start) * hop, -before, lengths)
+        window = Window(piece, (base + start) * hop, -before, lengths)
         out = module.apply({"params": params}, window, method="down")
         return jnp.swapaxes(out.x[:, -out.offset :], 0, 1)
 
@@ -80,10 +83,11 @@ def decoder_samples(
     def one(start: jax.Array) -> jax.Array:
         piece = jax.lax.dynamic_slice_in_dim(y, start, before + block + after, axis=1)
         out = module.apply({"params": params}, Window(piece, base + start, -before, frames), method="up")
-        return out.x[:, -out.offset : size - out.offset, 0]
+        return out.x[:, -out.offset : size - out.offset]
 
-    count = y.shape[1] - before - after
-    return jnp.swapaxes(_in_blocks(one, count, block), 0, 1).reshape(y.shape[0], -1)
+    count, channels = y.shape[1] - before - after, module.spec.channels
+    wave = jnp.swapaxes(_in_blocks(one, count, block), 0, 1).reshape(y.shape[0], -1, channels)
+    return wave if channels > 1 else wave[..., 0]
 
 
 def encoder_head(
@@ -115,4 +119,4 @@ def _valid(x: jax.Array, base: jax.Array | int, frames: jax.Array) -> jax.Array:
 
 
 def _pad_time(x: jax.Array, before: int, after: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (before, after), (0, 0)))
+    return jnp.pad(x, ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2)))

@@ -40,6 +40,9 @@ class SeanetSpec:
       conv_shortcut: whether residual blocks have a convolution in their shortcut.
       causal, pad_mode, trim_right_ratio: how the ends of a clip are treated; see `clip_layers`.
       semantic_dimension: width of the teacher's features that level 0 is projected to, or None.
+      channels: of the sound.
+      time_group_norm: whether a `TimeNorm` follows every convolution, so that every sample of a clip depends
+        on all of it: such a codec takes clips whole, and isn't causal.
     """
 
     n_filters: int
@@ -61,6 +64,8 @@ class SeanetSpec:
     pad_mode: str = "reflect"
     trim_right_ratio: float = 1.0
     semantic_dimension: int | None = None
+    channels: int = 1
+    time_group_norm: bool = False
 
     @property
     def hop_length(self) -> int:
@@ -74,7 +79,7 @@ class SeanetSpec:
 
     def conv(self, features: int, kernel: int, stride: int = 1) -> ClipConv:
         """A convolution with this codec's conventions."""
-        return ClipConv(features, kernel, stride, 1, self.causal, self.pad_mode)
+        return ClipConv(features, kernel, stride, 1, self.causal, self.pad_mode, self.time_group_norm)
 
     def residual(self, width: int, layer: int) -> ClipResidualBlock:
         """Residual block number `layer` at one width."""
@@ -87,11 +92,12 @@ class SeanetSpec:
             self.conv_shortcut,
             self.causal,
             self.pad_mode,
+            self.time_group_norm,
         )
 
 
 class SeanetTrunkDown(nn.Module):
-    """The encoder before the LSTM: waveform [B, W, 1] -> [B, frames, width]."""
+    """The encoder before the LSTM: waveform [B, W, channels] -> [B, frames, width]."""
 
     spec: SeanetSpec
 
@@ -111,7 +117,7 @@ class SeanetTrunkDown(nn.Module):
 
 
 class SeanetTrunkUp(nn.Module):
-    """The decoder after the LSTM: [B, frames, width] -> waveform [B, W, 1]."""
+    """The decoder after the LSTM: [B, frames, width] -> waveform [B, W, channels]."""
 
     spec: SeanetSpec
 
@@ -121,10 +127,10 @@ class SeanetTrunkUp(nn.Module):
             width //= 2
             layers += [
                 Activation(spec.activation),
-                ClipTransposedConv(width, stride, spec.causal, spec.trim_right_ratio),
+                ClipTransposedConv(width, stride, spec.causal, spec.trim_right_ratio, spec.time_group_norm),
             ]
             layers += [spec.residual(width, j) for j in range(spec.residual_layers)]
-        layers += [Activation(spec.activation), spec.conv(1, spec.last_kernel)]
+        layers += [Activation(spec.activation), spec.conv(spec.channels, spec.last_kernel)]
         self.layers = layers
 
     def __call__(self, window: Window) -> Window:
@@ -232,9 +238,10 @@ class PublishedSeanet(nn.Module):
         return self.decoder_lstm(x, valid, carries)
 
     def __call__(self, wave: jax.Array) -> jax.Array:
-        """Touches every parameter once (initialisation): waveform [B, F·hop_length] -> waveform."""
+        """Touches every parameter once (initialisation): waveform [B, F·hop_length] -> [B, T, channels]."""
         length = jnp.full(wave.shape[:1], wave.shape[1])
-        frames = self.down(Window(wave[..., None], jnp.int32(0), 0, length))
+        wave = jnp.broadcast_to(wave[..., None], (*wave.shape, self.spec.channels))
+        frames = self.down(Window(wave, jnp.int32(0), 0, length))
         x = jnp.swapaxes(frames.x, 0, 1)
         y, _ = self.encoder_recurrence(x, jnp.ones(x.shape[:2], bool))
         latents = self.encoder_head(frames._replace(x=jnp.swapaxes(y, 0, 1)))
@@ -243,7 +250,7 @@ class PublishedSeanet(nn.Module):
         frames = self.decoder_head(latents._replace(x=quantized))
         x = jnp.swapaxes(frames.x, 0, 1)
         y, _ = self.decoder_recurrence(x, jnp.ones(x.shape[:2], bool))
-        return self.up(frames._replace(x=jnp.swapaxes(y, 0, 1))).x[..., 0]
+        return self.up(frames._replace(x=jnp.swapaxes(y, 0, 1))).x
 
 
 def is_transposed(path: tuple[str, ...], spec: SeanetSpec) -> bool:
