@@ -6,7 +6,8 @@ The published sizes and hyper-parameters. The perceptual net's weights are the u
     --config=configs/tokenizers/vit_vqgan.py:base --config.perceptual_weights=vgg16.safetensors
 
 What the paper leaves open: R1's penalty is MaskGIT's, the picture is the location of the logit-Laplace
-distribution (see `anygpt_tokenizers.picture_losses`), and cropping is that of ImageNet training in general.
+distribution (see `anygpt_tokenizers.picture_losses`), the quantiser's distances are means over dimensions,
+and pictures are cropped to at least 0.8 of their area.
 """
 
 from anygpt_tokenizers import recipes

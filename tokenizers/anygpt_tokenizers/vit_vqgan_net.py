@@ -1,9 +1,9 @@
 """ViT-VQGAN's two transformers (Yu et al. 2021, arXiv 2110.04627): patches to latents, codes to patches.
 
 Both are stacks of pre-norm blocks between linear layers and end in two layers with tanh between them. As in
-the paper, a last linear layer takes the encoder's output down to the few dimensions of the codebook. The
-paper's own counts of parameters (32, 91 and 599 million) can't be had from its table of widths; those of this
-encoder are 28, 91 and 644 million.
+the paper, a last linear layer takes the encoder's output down to the few dimensions of the codebook. Of the
+paper's own counts of parameters (32, 91 and 599 million) only the second follows from its table of widths:
+encoders of those widths have 28, 91 and 644 million here.
 """
 
 import flax.linen as nn
