@@ -142,7 +142,7 @@ def test_use_of_codes_is_counted_and_idle_ones_move_onto_latents():
     codes, latents = jnp.array([[0, 1, 2, 3]]), 100 + jnp.arange(8.0).reshape(1, 4, 2)
     for step in range(3):
         use, figures = update_code_use(use, codes, latents, jax.random.key(step), 0.9, restart_after=3)
-    np.testing.assert_allclose(figures["code_perplexity"], 4, rtol=1e-4)
+    np.testing.assert_allclose(figures["code_entropy_bits"], 2, rtol=1e-4)
     assert (figures["codes_in_batch"], figures["dead_codes"], figures["moved_codes"]) == (4, 4, 4)
     book = np.asarray(moved_codebook(use, jnp.zeros((8, 2))))
     assert not book[:4].any() and {tuple(row) for row in book[4:]} <= {

@@ -141,22 +141,6 @@ def test_codes_collapse_unless_idle_ones_are_moved(stage1, stage2, data, tmp_pat
     assert len(logged(tmp_path, "dead_codes")) == len(logged(tmp_path, "code_entropy_bits")) == 8
 
 
-def test_moved_codes_are_latents_of_the_batch_and_the_others_stay(stage1):
-    training = SeedStage2Training(stage2_config(stage1))
-    size = training.spec.codebook_size
-    params = {"codebook": jax.random.normal(jax.random.key(0), (size, 4))}
-    state = {"usage": jnp.zeros(size), "idle": jnp.zeros(size, jnp.int32)}
-    codes, latents = jnp.arange(8)[None], jnp.arange(32.0).reshape(1, 8, 4) + 100
-    state["idle"] = state["idle"].at[10].set(4)
-    used, figures = training._used(state, codes, latents, jax.random.key(1))
-    assert np.flatnonzero(used["moved"]).tolist() == [10] and used["idle"][10] == 0 and used["idle"][11] == 1
-    assert figures["codes_in_batch"] == 8 and figures["dead_codes"] == size - 8
-    np.testing.assert_allclose(figures["code_entropy_bits"], 3, atol=1e-5)
-    moved = training.after_update(params, {**state, **used})[0]["codebook"]
-    assert (moved[10] == latents[0]).all(-1).any()
-    np.testing.assert_array_equal(np.delete(moved, 10, 0), np.delete(params["codebook"], 10, 0))
-
-
 def test_the_published_sizes_are_the_published_models():
     for stage in ("stage1", "stage2"):
         config = load_config(f"{CONFIG}:{stage}")

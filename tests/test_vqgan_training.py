@@ -65,7 +65,7 @@ def test_every_published_term_of_vit_vqgan_is_in_the_loss(everything):
     assert last["loss"] == pytest.approx(
         sum(weight * last[name] for name, weight in weights.items()), rel=1e-3
     )
-    assert {"discriminator", "code_perplexity", "dead_codes", "moved_codes", "psnr"} <= set(last)
+    assert {"discriminator", "code_entropy_bits", "dead_codes", "moved_codes", "psnr"} <= set(last)
     heldout = metrics["heldout"]
     assert heldout["pictures"] == 40 and heldout["psnr_db"] > 3
     assert heldout["dead_codes"] == 32 - heldout["codes_used"][0] and heldout["perplexity"][0] >= 1

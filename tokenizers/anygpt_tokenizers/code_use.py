@@ -44,7 +44,7 @@ def update_code_use(
       restart_after: steps without use after which a code is moved onto a random latent; unused if `use` was
         made for codes that aren't moved.
 
-    Figures: "code_perplexity" (of the moving shares), "codes_in_batch", "dead_codes", "moved_codes".
+    Figures: "code_entropy_bits" (of the moving shares), "codes_in_batch", "dead_codes", "moved_codes".
     """
     size = len(use.usage)
     counts = jnp.zeros(size).at[codes.reshape(-1)].add(1.0)
@@ -52,7 +52,7 @@ def update_code_use(
     idle = jnp.where(counts > 0, 0, use.idle + 1)
     share = usage / usage.sum()
     figures = {
-        "code_perplexity": jnp.exp(-jnp.sum(share * jnp.log(share + 1e-20))),
+        "code_entropy_bits": -jnp.sum(share * jnp.log2(share + 1e-20)),
         "codes_in_batch": jnp.sum(counts > 0),
         "dead_codes": jnp.sum(share < UNUSED / size),
     }

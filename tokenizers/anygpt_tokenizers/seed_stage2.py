@@ -21,6 +21,7 @@ import numpy as np
 from anygpt_tokenizers import seed_layers
 from anygpt_tokenizers.audio_examples import imported
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.code_use import init_code_use, moved_codebook, update_code_use
 from anygpt_tokenizers.image_quantizers import nearest_code
 from anygpt_tokenizers.image_training import code_statistics
 from anygpt_tokenizers.seed import SeedCodec
@@ -38,8 +39,6 @@ from anygpt_tokenizers.seed_examples import (
     spec_of,
 )
 from anygpt_tokenizers.seed_net import FLOAT32, SeedNet, SeedSpec
-
-UNUSED = 0.01  # a code is called dead below this share of what it would get if all were used alike
 
 
 class Reconstruction(nn.Module):
@@ -64,10 +63,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 class SeedStage2Training:
     """Trains stage 2; the config's fields: see configs/tokenizers/seed.py.
 
-    State: "frozen", the parts that aren't trained; "usage" float32 [codebook_size], a moving share of the
-    latents that each code got; "idle" int32 [codebook_size], steps since it last got any or was moved;
-    "moved" bool [codebook_size] and "moves" float32 [codebook_size, code_dim], which codes go where after
-    this step.
+    State: "frozen", the parts that aren't trained; "use", the `CodeUse` of the codebook.
     """
 
     name = "SEED stage 2"
@@ -110,10 +106,7 @@ class SeedStage2Training:
         params["reconstruction"] = made["params"]
         state = {
             "frozen": {part: params.pop(part) for part in PARTS},
-            "usage": jnp.zeros(spec.codebook_size),
-            "idle": jnp.zeros(spec.codebook_size, jnp.int32),
-            "moves": jnp.zeros((spec.codebook_size, spec.code_dim)),
-            "moved": jnp.zeros(spec.codebook_size, bool),
+            "use": init_code_use(spec.codebook_size, spec.code_dim if config.restart_after else None),
         }
         return params, state
 
@@ -136,7 +129,7 @@ class SeedStage2Training:
 
     def loss(self, params: dict, state: dict, batch: dict, rng: jax.Array):
         """Batch -> (weighted sum of the three terms, (state, metrics))."""
-        weights, frozen = self.config.loss_weights, state["frozen"]
+        config, frozen = self.config, state["frozen"]
         net = functools.partial(self.net.apply, {"params": {**params, **frozen}})
         queries = net(batch["pixels"], method="queries")
         latents = net(queries, method="latents_of")
@@ -146,38 +139,19 @@ class SeedStage2Training:
         embedding, decoded = net(latents + jax.lax.stop_gradient(chosen - latents), method="decoded")
         rebuilt = self.reconstruction.apply({"params": params["reconstruction"]}, decoded)
         terms = {
-            "vq": jnp.mean((fixed - latents) ** 2) + self.config.beta * jnp.mean((chosen - target) ** 2),
+            "vq": jnp.mean((fixed - latents) ** 2) + config.beta * jnp.mean((chosen - target) ** 2),
             "reconstruction": jnp.mean(1 - cosine(rebuilt, queries)),
             "distill": jnp.mean((embedding - batch["embeddings"]) ** 2),
         }
-        total = sum(weights[name] * value for name, value in terms.items())
-        used, figures = self._used(state, codes, target, rng)
-        return total, ({"frozen": frozen, **used}, {**terms, **figures})
-
-    def _used(self, state: dict, codes: jax.Array, latents: jax.Array, rng: jax.Array) -> tuple[dict, dict]:
-        """(the state's account of the codes, figures about them) after a batch."""
-        config, size = self.config, self.spec.codebook_size
-        counts = jnp.zeros(size).at[codes.reshape(-1)].add(1.0)
-        usage = config.usage_decay * state["usage"] + (1 - config.usage_decay) * counts / codes.size
-        idle = jnp.where(counts > 0, 0, state["idle"] + 1)
-        moved = idle >= config.restart_after if config.restart_after else jnp.zeros(size, bool)
-        rows = latents.reshape(-1, latents.shape[-1])
-        moves = (
-            rows[jax.random.randint(rng, (size,), 0, len(rows))] if config.restart_after else state["moves"]
+        total = sum(config.loss_weights[name] * value for name, value in terms.items())
+        use, figures = update_code_use(
+            state["use"], codes, target, rng, config.usage_decay, config.restart_after
         )
-        share = usage / usage.sum()
-        figures = {
-            "code_entropy_bits": -jnp.sum(share * jnp.log2(share + 1e-20)),
-            "codes_in_batch": jnp.sum(counts > 0),
-            "dead_codes": jnp.sum(share < UNUSED / size),
-            "moved_codes": jnp.sum(moved),
-        }
-        return {"usage": usage, "idle": jnp.where(moved, 0, idle), "moves": moves, "moved": moved}, figures
+        return total, ({"frozen": frozen, "use": use}, {**terms, **figures})
 
     def after_update(self, params: dict, state: dict) -> tuple[dict, dict]:
         """Moves the codes that `loss` chose."""
-        codebook = jnp.where(state["moved"][:, None], state["moves"], params["codebook"])
-        return {**params, "codebook": codebook}, state
+        return {**params, "codebook": moved_codebook(state["use"], params["codebook"])}, state
 
     def to_codec(self, params: dict, state: dict) -> Unsaved:
         """The codec that is to be saved; the blocks of reconstruction are not in it."""
