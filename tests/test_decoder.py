@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anygpt_jax.model.config import PRESETS, REMAT_POLICIES, DecoderConfig
-from anygpt_jax.model.decoder import Decoder, init_cache, init_params
+from anygpt_jax.model.decoder import Decoder, init_cache, init_params, unroll
 
 CONFIG = DecoderConfig.preset("dummy", vocab_size=128, num_real_rows=100)
 
@@ -59,6 +59,19 @@ def test_the_cache_gives_the_same_as_one_pass(params):
         parts.append(hidden)
     assert int(cache.index) == 10
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), run(params, tokens), atol=1e-5)
+
+
+def test_unrolled_for_a_cpu_the_decoder_gives_the_same_with_a_cache_and_without(params):
+    tokens, unrolled = tokens_of(4, 2, 10), {"params": unroll(params, CONFIG)}
+    decoder = Decoder(CONFIG, unrolled=True)
+    step = jax.jit(lambda tokens, cache: decoder.apply(unrolled, tokens, cache=cache))
+    expected = run(params, tokens)
+    np.testing.assert_allclose(step(tokens, None)[0], expected, atol=1e-5)
+    cache, parts = init_cache(CONFIG, batch=2, length=16, unrolled=True), []
+    for start, stop in [(0, 4), *((i, i + 1) for i in range(4, 10))]:
+        hidden, cache = step(tokens[:, start:stop], cache)
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=1e-5)
 
 
 def test_left_padding_changes_nothing(params):

@@ -30,7 +30,7 @@ def check_decode(config: Any, topology: str, rows: int, length: int) -> tuple[di
     sharding.check_divisible(model, mesh, rows)
     new_slots = length // 2
     program = Sampler(model, Grammar(vocab))
-    program.config = model  # for the slice; the sampler took what is right for this machine
+    program.config, program.unrolled = model, False  # the sampler took what is right for this machine
 
     def compile_program() -> Any:
         boxed = jax.eval_shape(lambda: init_boxed_params(model, 0))

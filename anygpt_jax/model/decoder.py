@@ -28,25 +28,33 @@ class Cache:
     All rows of a batch write the same slots; shorter prompts are padded on the left with segment id 0.
 
     Attributes:
-      keys, values: [layers, B, S, K, H] in the decoder's dtype, keys already rotated.
+      keys, values: [layers, B, S, K, H] in the decoder's dtype, keys already rotated; or, for an unrolled
+        decoder, tuples of one [B, K, S, H] per layer.
       segment_ids: int32 [B, S]; -1 marks a slot that is not written.
       next_position: int32 [B], the position of each row's next token.
       index: int32 scalar, the next slot to write.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     segment_ids: jax.Array
     next_position: jax.Array
     index: jax.Array
 
 
-def init_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
-    """An empty cache of `length` slots for `batch` rows."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+def init_cache(config: DecoderConfig, batch: int, length: int, unrolled: bool = False) -> Cache:
+    """An empty cache of `length` slots for `batch` rows, of a decoder that is `unrolled` or not."""
+
+    def empty() -> jax.Array | tuple[jax.Array, ...]:
+        if unrolled:
+            shape = (batch, config.num_kv_heads, length, config.head_dim)
+            return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+        return jnp.zeros(shape, config.dtype)
+
     return Cache(
-        keys=jnp.zeros(shape, config.dtype),
-        values=jnp.zeros(shape, config.dtype),
+        keys=empty(),
+        values=empty(),
         segment_ids=jnp.full((batch, length), -1, jnp.int32),
         next_position=jnp.zeros((batch,), jnp.int32),
         index=jnp.zeros((), jnp.int32),
@@ -114,6 +122,7 @@ class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions; writes the cache where there is one."""
 
     config: DecoderConfig
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, x, keys_and_values, layer, slot, rope, mask):
@@ -125,11 +134,22 @@ class Attention(nn.Module):
             out = nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
             return checkpoint_name(out, name)
 
+        if self.unrolled:
+            joined = heads("query_key_value", c.num_heads + 2 * c.num_kv_heads, "heads")
+            query, key, value = jnp.split(joined, [c.num_heads, c.num_heads + c.num_kv_heads], axis=2)
+        else:
+            query = heads("query", c.num_heads, "heads")
+            key = heads("key", c.num_kv_heads, "kv_heads")
+            value = heads("value", c.num_kv_heads, "kv_heads")
         rotate = attention.apply_rope_by_product if c.attention == "splash" else attention.apply_rope
-        query = rotate(heads("query", c.num_heads, "heads"), rope)
-        key = rotate(heads("key", c.num_kv_heads, "kv_heads"), rope)
-        value = heads("value", c.num_kv_heads, "kv_heads")
-        if keys_and_values is not None:
+        query, key = rotate(query, rope), rotate(key, rope)
+        if keys_and_values is not None and self.unrolled:
+            keys_and_values = tuple(
+                jax.lax.dynamic_update_slice(stored, new.swapaxes(1, 2), (0, 0, slot, 0))
+                for stored, new in zip(keys_and_values, (key, value), strict=True)
+            )
+            key, value = (stored.swapaxes(1, 2) for stored in keys_and_values)
+        elif keys_and_values is not None:
             start = (layer, 0, slot, 0, 0)
             keys_and_values = tuple(
                 jax.lax.dynamic_update_slice(stored, new[None], start)
@@ -152,13 +172,18 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
 
     config: DecoderConfig
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         shape, axes = ((c.embed_dim,), (c.hidden_dim,)), ("embed", "mlp")
-        gate = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="gate")(x), "gate")
-        up = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="up")(x), "up")
+        if self.unrolled:
+            both = Projection(c, shape[0], (2 * c.hidden_dim,), axes, c.embed_dim**-0.5, name="gate_up")(x)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="gate")(x), "gate")
+            up = checkpoint_name(Projection(c, *shape, axes, c.embed_dim**-0.5, name="up")(x), "up")
         hidden = nn.with_logical_constraint(gated(gate, up), ("batch", "length", "act_mlp"))
         down = Projection(c, *shape[::-1], axes[::-1], c.residual_scale(c.hidden_dim), name="down")
         return checkpoint_name(down(hidden), "down")
@@ -168,16 +193,17 @@ class Layer(nn.Module):
     """One pre-norm residual block as `nn.scan` wants it: (carry, layer index, …) → (carry, None)."""
 
     config: DecoderConfig
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, carry, layer, slot, rope, mask):
         x, keys_and_values = carry  # [B, T, D]
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-        mixed, keys_and_values = Attention(self.config, name="attention")(
+        mixed, keys_and_values = Attention(self.config, self.unrolled, name="attention")(
             RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, mask
         )
         x = x + mixed
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        x = x + MLP(self.config, self.unrolled, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return (x, keys_and_values), None
 
 
@@ -197,15 +223,31 @@ def _rematerialised(policy: str) -> type[nn.Module]:
 
 
 class Decoder(nn.Module):
-    """The whole language model over one vocabulary of text and media codes."""
+    """The whole language model over one vocabulary of text and media codes.
+
+    Attributes:
+      unrolled: the parameters are those of `unroll`, one module per layer. For decoding on a CPU: XLA:CPU
+        copies a layer's slice of a stacked array, so that each token would copy all weights.
+    """
 
     config: DecoderConfig
+    unrolled: bool = False
 
     def setup(self):
         c = self.config
         table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         self.embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), c.param_dtype)
-        self.layers = nn.scan(
+        self.layers = self._separate() if self.unrolled else self._scanned()
+        self.final_norm = RMSNorm(c)
+        head = nn.with_logical_partitioning(nn.initializers.normal(c.embed_dim**-0.5), ("embed", "vocab"))
+        self.unembedding = self.param("unembedding", head, (c.embed_dim, c.vocab_size), c.param_dtype)
+
+    def _separate(self) -> list[nn.Module]:
+        return [Layer(self.config, unrolled=True) for _ in range(self.config.num_layers)]
+
+    def _scanned(self) -> nn.Module:
+        c = self.config
+        return nn.scan(
             _rematerialised(c.remat_policy),
             variable_axes={"params": 0},
             split_rngs={"params": True},
@@ -214,9 +256,6 @@ class Decoder(nn.Module):
             unroll=c.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
-        self.final_norm = RMSNorm(c)
-        head = nn.with_logical_partitioning(nn.initializers.normal(c.embed_dim**-0.5), ("embed", "vocab"))
-        self.unembedding = self.param("unembedding", head, (c.embed_dim, c.vocab_size), c.param_dtype)
 
     def __call__(
         self,
@@ -257,14 +296,23 @@ class Decoder(nn.Module):
             mask = attention.self_mask(segment_ids, c.attention)
         else:
             mask = attention.mask_bias(segment_ids, key_segments, slot)
-        (x, keys_and_values), _ = self.layers(
-            (x, keys_and_values), jnp.arange(c.num_layers), slot, rope, mask
-        )
+        x, keys_and_values = self._through_layers(x, keys_and_values, slot, rope, mask)
         if cache is not None:
             # A row that is all padding so far has still seen no position.
             next_position = jnp.where(segment_ids[:, -1] > 0, positions[:, -1] + 1, cache.next_position)
             cache = Cache(*keys_and_values, key_segments, next_position, slot + tokens.shape[1])
         return self.final_norm(x), cache
+
+    def _through_layers(self, x, keys_and_values, slot, rope, mask):
+        if not self.unrolled:
+            numbers = jnp.arange(self.config.num_layers)
+            return self.layers((x, keys_and_values), numbers, slot, rope, mask)[0]
+        written = []
+        for number, layer in enumerate(self.layers):
+            own = None if keys_and_values is None else tuple(stored[number] for stored in keys_and_values)
+            (x, own), _ = layer((x, own), number, slot, rope, mask)
+            written.append(own)
+        return x, None if keys_and_values is None else tuple(zip(*written, strict=True))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden [..., D]; rows that pad the vocabulary are at MASKED."""
@@ -289,6 +337,26 @@ def _divided_as_table() -> PartitionSpec | None:
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def unroll(params: Any, config: DecoderConfig) -> Any:
+    """The parameters of an unrolled decoder: layer by layer, in the decoder's dtype. Kernels that read the
+    same input are joined: fewer and larger products."""
+
+    def one_layer(number: int) -> Any:
+        layer = jax.tree.map(lambda leaf: leaf[number], params["layers"])
+        heads, mlp = dict(layer["attention"]), dict(layer["mlp"])
+        parts = [heads.pop(name)["kernel"] for name in ("query", "key", "value")]
+        heads["query_key_value"] = {"kernel": jnp.concatenate(parts, axis=1).astype(config.dtype)}
+        heads["output"] = {"kernel": heads["output"]["kernel"].astype(config.dtype)}
+        parts = [mlp.pop(name)["kernel"] for name in ("gate", "up")]
+        mlp["gate_up"] = {"kernel": jnp.concatenate(parts, axis=1).astype(config.dtype)}
+        mlp["down"] = {"kernel": mlp["down"]["kernel"].astype(config.dtype)}
+        return layer | {"attention": heads, "mlp": mlp}
+
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    others["unembedding"] = others["unembedding"].astype(config.dtype)
+    return others | {f"layers_{number}": one_layer(number) for number in range(config.num_layers)}
 
 
 def init_params(config: DecoderConfig, seed: int) -> Any:

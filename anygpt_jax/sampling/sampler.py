@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_jax.model.config import DecoderConfig
-from anygpt_jax.model.decoder import Decoder, init_cache
+from anygpt_jax.model.decoder import Decoder, init_cache, unroll
 from anygpt_jax.sampling.grammar import Grammar, GrammarState
 
 _SMALLEST_BUCKET = 32
@@ -37,11 +37,14 @@ class Sampler:
     """
 
     def __init__(self, config: DecoderConfig, grammar: Grammar):
-        if jax.default_backend() == "cpu":
+        # See Decoder. The parameters are then held twice: as they are given, and unrolled.
+        self.unrolled = jax.default_backend() == "cpu"
+        if self.unrolled:
             # CPUs emulate bfloat16, at a fraction of float32's speed.
             config = dataclasses.replace(config, dtype="float32")
         self.config = config
         self.grammar = grammar
+        self._given, self._unrolled = [], None
         self._program = jax.jit(self._generate, static_argnames="new_slots")
 
     def sample(
@@ -74,15 +77,25 @@ class Sampler:
             "top_p": np.array([d.top_p for d in decodings], np.float32),
         }
         answers, lengths = self._program(
-            params, tokens, segments, state, settings, keys, new_slots=bucket(budget)
+            self._prepared(params), tokens, segments, state, settings, keys, new_slots=bucket(budget)
         )
         answers, lengths = np.asarray(answers), np.asarray(lengths)
         return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
 
+    def _prepared(self, params):
+        """The parameters as the program takes them, made anew where others than last time are given."""
+        if not self.unrolled:
+            return params
+        given = jax.tree.leaves(params)
+        if [id(leaf) for leaf in given] != [id(leaf) for leaf in self._given]:
+            self._unrolled = jax.jit(functools.partial(unroll, config=self.config))(params)
+            self._given = given
+        return self._unrolled
+
     def _generate(self, params, tokens, segments, state, settings, keys, *, new_slots: int):
         """Prefill, then one token per step until every row is done: ids [B, N] and lengths [B]."""
         rows, prompt_slots = tokens.shape
-        decoder = Decoder(self.config)
+        decoder = Decoder(self.config, self.unrolled)
         ones = jnp.ones((rows, 1), jnp.int32)
 
         def read(tokens, segments, cache):
@@ -104,7 +117,7 @@ class Sampler:
             count, _, _, state, _ = carry
             return (count < new_slots) & ~jnp.all(state.done)
 
-        cache = init_cache(self.config, rows, prompt_slots + new_slots)
+        cache = init_cache(self.config, rows, prompt_slots + new_slots, self.unrolled)
         logits, cache = read(tokens, segments, cache)
         answers = jnp.zeros((rows, new_slots), jnp.int32)
         first_budget = state.budget
@@ -124,8 +137,16 @@ def draw(logits, keys, *, temperature, top_k, top_p) -> jax.Array:
         lambda: _truncate(logits / warm, top_k, top_p) * warm,
         lambda: logits,
     )
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return jnp.argmax(filtered + temperature[:, None] * noise, axis=1).astype(jnp.int32)
+    noisy = jax.lax.cond(
+        jnp.any(temperature > 0),
+        lambda: filtered + temperature[:, None] * _gumbel(keys, logits.shape[1]),
+        lambda: filtered,
+    )
+    return jnp.argmax(noisy, axis=1).astype(jnp.int32)
+
+
+def _gumbel(keys, count: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.gumbel(key, (count,)))(keys)
 
 
 def _truncate(logits, top_k, top_p) -> jax.Array:
