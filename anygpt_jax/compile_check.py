@@ -27,7 +27,7 @@ _WHAT = flags.DEFINE_enum(
 )
 _ROWS = flags.DEFINE_integer("rows", None, "Not for train: rows of the batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer(
-    "length", None, "Not for train: slots of the cache, or seconds of sound.", lower_bound=2
+    "length", None, "Not for train: slots of the cache, seconds of sound, or steps of unCLIP.", lower_bound=2
 )
 _HLO = flags.DEFINE_string("hlo", None, "Writes the compiled program's text (of the last topology) here.")
 _JSON = flags.DEFINE_string("json", None, "Writes all reports here.")

@@ -33,6 +33,13 @@ DEFAULT_RULES = (
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
+# For one TPU slice: parameters divided over data, too, and gathered in two steps, first within fsdp (why:
+# model/gathering.py). Devices come host by host: in a 4x4x4 torus, data 4 are lines and fsdp 16 planes.
+TWO_STEP_RULES: Rules = (
+    *(("embed", BATCH_AXES) if name == "embed" else (name, axes) for name, axes in DEFAULT_RULES),
+    ("embed_halfway", "data"),
+)
+
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh data × fsdp × tensor; one size may be -1, which takes the devices that are left.

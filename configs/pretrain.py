@@ -7,6 +7,7 @@ configs/pretrain.py:v5e-64  the first on a TPU slice; the sizes that fit it are 
 
 from ml_collections import config_dict
 
+from anygpt_jax.sharding import TWO_STEP_RULES
 from anygpt_jax.training import defaults
 
 # Table 7: sampling rates of the groups; names of the packed data sets.
@@ -22,11 +23,12 @@ MIXTURE = {
 # parameters divided over all devices. Predictions and how they were checked: docs/performance.md.
 _ROWS_OF_4096 = {"pack.seq_len": 4096, "mesh.data": 1}
 _HALF_OF_VMEM = {"scoped_vmem_kib": 65_536}
+_LINES_AND_PLANES = {"mesh.data": 4, "mesh.fsdp": 16, "rules": TWO_STEP_RULES}
 SLICES = {
-    "v4-128": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "full"},
+    "v4-128": {"data.batch_size": 64, "model.remat_policy": "full", **_LINES_AND_PLANES},
     "v5e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "full", **_HALF_OF_VMEM},
     "v5e-256": {"data.batch_size": 256, "mesh.fsdp": 256, "model.remat_policy": "full", **_HALF_OF_VMEM},
-    "v5p-128": {"data.batch_size": 128, "mesh.fsdp": 64, "model.remat_policy": "minimal"},
+    "v5p-128": {"data.batch_size": 128, "model.remat_policy": "minimal", **_LINES_AND_PLANES},
     "v6e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "save_qkv"},
     # No compiler checks these two.
     "8xh100": {"data.batch_size": 16, "mesh.fsdp": 8, "model.remat_policy": "minimal"},

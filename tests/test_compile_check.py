@@ -1,5 +1,6 @@
 """The compile check reads what the compiler writes; with libtpu installed it compiles for a real slice."""
 
+import functools
 import importlib.util
 import runpy
 import subprocess
@@ -10,7 +11,11 @@ import pytest
 from anygpt_tokenizers.cli import UserError, load_config
 
 from anygpt_jax.compilation import hlo, slices
-from anygpt_jax.compilation.codec_check import check_speechtokenizer_encode
+from anygpt_jax.compilation.codec_check import (
+    check_seed_encode,
+    check_speechtokenizer_encode,
+    check_unclip_decode,
+)
 from anygpt_jax.compilation.decode_check import check_decode
 from anygpt_jax.compilation.train_check import check_train_step
 
@@ -54,6 +59,15 @@ def test_a_reduce_scatter_counts_what_it_sends():
         "%y.1 = bf16[512,128]{1,0} copy(%w)\n  %rs.1 = bf16[8,128]{1,0} reduce-scatter(%y.1), to_apply=%a"
     )
     cost = hlo.cost_of(PROGRAM.replace("%p0 = ", f"{scattered}\n  %p0 = "))
+    assert cost.collectives["reduce-scatter"] == [1, 512 * 128 * 2]
+
+
+def test_a_sum_fused_with_its_slice_is_a_reduce_scatter():
+    fused = (
+        "%y.1 = bf16[512,128]{1,0} copy(%w)\n"
+        "  %fusion.9 = bf16[8,128]{1,0} fusion(%y.1), kind=kCustom, calls=%all-reduce-scatter.3.clone"
+    )
+    cost = hlo.cost_of(PROGRAM.replace("%p0 = ", f"{fused}\n  %p0 = "))
     assert cost.collectives["reduce-scatter"] == [1, 512 * 128 * 2]
 
 
@@ -143,6 +157,14 @@ def test_a_codec_compiles_for_one_chip(chip):
     report, _ = check_speechtokenizer_encode(chip, rows=64, seconds=10)
     assert report["fits"] and report["devices"] == 1
     assert report["seconds_of_sound"] > report["seconds"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [check_seed_encode, functools.partial(check_unclip_decode, steps=20)])
+def test_the_published_image_codec_compiles_for_one_chip(check):
+    report, _ = check("v5e:1x1", rows=4)
+    assert report["fits"] and report["devices"] == 1 and report["seconds"] > 0
 
 
 @needs_libtpu

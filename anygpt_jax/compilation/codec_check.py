@@ -1,12 +1,15 @@
 """Compiles a published codec's program for one chip, at published sizes; no weights are needed for that."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from anygpt_tokenizers import published_codec, published_programs
+from anygpt_tokenizers import published_codec, published_programs, unclip
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from anygpt_jax.compilation.report import measure
@@ -28,8 +31,6 @@ _SAMPLE_RATE = 16_000
 
 def check_speechtokenizer_encode(topology: str, rows: int, seconds: int) -> tuple[dict[str, Any], str]:
     """Compiles what `SpeechTokenizer.encode` runs for `rows` clips of `seconds`, on a slice's first chip."""
-    chip = chip_of(topology)
-    mesh = Mesh(np.asarray(devices_of(topology)[:1]), ("data",))
     spec, block = SPEECHTOKENIZER, published_codec.BLOCK
     module = PublishedSeanet(spec)
     frames = published_codec.bucket(-(-seconds * _SAMPLE_RATE // spec.hop_length))
@@ -38,23 +39,67 @@ def check_speechtokenizer_encode(topology: str, rows: int, seconds: int) -> tupl
         latents = published_programs.latents_of_clips(module, weights, wave, lengths, block)
         return published_programs.quantize(module, weights, latents, 0, spec.quantizers)
 
-    def compile_program() -> Any:
-        at = NamedSharding(mesh, PartitionSpec())
+    def arguments() -> tuple:
         example = jax.ShapeDtypeStruct((1, block * spec.hop_length), jnp.float32)
         weights = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
         wave = jax.ShapeDtypeStruct((rows, frames * spec.hop_length), jnp.float32)
-        lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
-        return jax.jit(encode, in_shardings=at, out_shardings=at).lower(weights, wave, lengths).compile()
+        return weights, wave, jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    report, cost, text = measure("speechtokenizer-encode", topology, mesh, compile_program)
-    took = cost.cycles / chip.clock
+    report, text = _check("speechtokenizer-encode", topology, rows, encode, arguments)
+    took, sound = report["seconds"], rows * seconds
     report |= {
-        "rows": rows,
-        "seconds_of_sound": rows * seconds,
-        "seconds": took,
+        "seconds_of_sound": sound,
         "summary": f"SpeechTokenizer encodes {rows} clips of {seconds} s",
-        "prediction": f"{took:.3f} s, {rows * seconds / took:,.0f} times real time",
+        "prediction": f"{took:.3f} s, {sound / took:,.0f} times real time",
     }
+    return report, text
+
+
+def check_seed_encode(topology: str, rows: int) -> tuple[dict[str, Any], str]:
+    """Compiles what `SeedCodec.encode` runs for `rows` pictures with bfloat16 products (arXiv 2310.01218)."""
+    net = SeedNet(SeedSpec(), jnp.dtype(jnp.bfloat16))
+
+    def encode(weights: Any, pixels: jax.Array) -> jax.Array:
+        return net.apply({"params": weights}, pixels, method="encode")
+
+    def arguments() -> tuple:
+        pixels = jax.ShapeDtypeStruct((rows, net.spec.image_size, net.spec.image_size, 3), jnp.uint8)
+        weights = jax.eval_shape(net.init, jax.random.key(0), pixels)["params"]
+
+        def stored(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            large = path[0].key in ("vision", "qformer") and path[-1].key == "kernel"
+            return jax.ShapeDtypeStruct(leaf.shape, net.dtype if large else leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(stored, weights), pixels
+
+    report, text = _check("seed-encode", topology, rows, encode, arguments)
+    report["summary"] = f"SEED-2 encodes {rows} pictures"
+    return report, text
+
+
+def check_unclip_decode(topology: str, rows: int, steps: int) -> tuple[dict[str, Any], str]:
+    """Compiles what `UnclipDecoder` runs for `rows` pictures: guided `steps`, in bfloat16."""
+    spec = unclip.UnclipSpec()
+    program = functools.partial(unclip.generate, spec, jnp.bfloat16)
+    arguments = functools.partial(unclip.abstract_arguments, spec, rows, steps)
+    report, text = _check("unclip-decode", topology, rows, program, arguments)
+    report["summary"] = f"unCLIP draws {rows} pictures in {steps} steps"
+    return report, text
+
+
+def _check(
+    what: str, topology: str, rows: int, program: Callable, arguments: Callable[[], tuple]
+) -> tuple[dict[str, Any], str]:
+    """Report and text of a program compiled for a slice's first chip, for abstract arguments made there."""
+    mesh = Mesh(np.asarray(devices_of(topology)[:1]), ("data",))
+
+    def compile_program() -> Any:
+        at = NamedSharding(mesh, PartitionSpec())
+        return jax.jit(program, in_shardings=at, out_shardings=at).lower(*arguments()).compile()
+
+    report, cost, text = measure(what, topology, mesh, compile_program)
+    took = cost.cycles / chip_of(topology).clock
+    report |= {"rows": rows, "seconds": took, "prediction": f"{took:.3f} s, {rows / took:,.1f} a second"}
     if not report["fits"]:
         report["advice"] = f"--rows={rows // 2}"
     return report, text

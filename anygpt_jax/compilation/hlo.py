@@ -72,6 +72,8 @@ def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
             for callee in re.findall(r"(?:to_apply=|calls=|branch_computations=\{)%([\w.\-]+)", rest):
                 _add(cost, computations, callee, times)
         kind = next((kind for kind in _COLLECTIVES if opcode.startswith(kind)), None)
+        if opcode == "fusion" and "calls=%all-reduce-scatter" in rest:
+            kind = "reduce-scatter"  # XLA:TPU's own, written as a sum and a slice
         if kind and not opcode.endswith("-done"):
             entry = cost.collectives.setdefault(kind, [0, 0])
             entry[0] += times

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from anygpt_jax.compilation.codec_check import check_speechtokenizer_encode
+from anygpt_jax.compilation.codec_check import (
+    check_seed_encode,
+    check_speechtokenizer_encode,
+    check_unclip_decode,
+)
 from anygpt_jax.compilation.decode_check import check_decode
 from anygpt_jax.compilation.train_check import check_train_step
 
@@ -18,5 +22,9 @@ PROGRAMS: dict[str, Check] = {
     ),
     "speechtokenizer-encode": lambda config, topology, rows, length: check_speechtokenizer_encode(
         topology, rows or 64, length or 10
+    ),
+    "seed-encode": lambda config, topology, rows, length: check_seed_encode(topology, rows or 64),
+    "unclip-decode": lambda config, topology, rows, length: check_unclip_decode(
+        topology, rows or 4, length or 20
     ),
 }

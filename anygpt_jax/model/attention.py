@@ -103,6 +103,7 @@ def self_attend(
     """
     if backend == "splash":
         return splash.attend(query, key, value, mask)
+    query, key, value = splash.named_for_remat(query, key, value)
     if backend == "cudnn":
         return library_attend(query, key, value, mask, "cudnn")
     return attend(query, key, value, mask, blocks)

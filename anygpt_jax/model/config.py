@@ -5,7 +5,7 @@ import dataclasses
 # What the forward pass of a layer keeps for the backward pass, from all to nothing but its input; the rest is
 # computed again. minimal: every projection and attention's result, so that only products' neighbours are.
 # save_dots: what jax.checkpoint_policies calls dots with no batch dimensions, on a TPU every projection.
-REMAT_POLICIES = ("none", "minimal", "save_dots", "projections", "save_qkv", "full")
+REMAT_POLICIES = ("none", "minimal", "products", "save_dots", "projections", "save_qkv", "full")
 ATTENTION_BACKENDS = ("auto", "einsum", "splash", "cudnn")
 
 

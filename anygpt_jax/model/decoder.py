@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.model.gathering import divided_halfway
 
 
 @flax.struct.dataclass
@@ -112,6 +113,7 @@ class Projection(nn.Module):
         initializer = nn.with_logical_partitioning(nn.initializers.normal(self.scale), self.axes)
         shape = (*self.inputs, *self.outputs)
         kernel = self.param("kernel", initializer, shape, self.config.param_dtype).astype(x.dtype)
+        kernel = divided_halfway(kernel, self.axes)
         # One product of two matrices: its gradients, too, are then plain products (much faster on a CPU).
         rows = x.shape[: x.ndim - len(self.inputs)]
         out = x.reshape(math.prod(rows), -1) @ kernel.reshape(math.prod(self.inputs), -1)
@@ -131,8 +133,7 @@ class Attention(nn.Module):
         def heads(name: str, count: int, axis: str) -> jax.Array:
             axes = ("embed", axis, "head_dim")
             out = Projection(c, (c.embed_dim,), (count, c.head_dim), axes, c.embed_dim**-0.5, name=name)(x)
-            out = nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
-            return checkpoint_name(out, name)
+            return nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
 
         if self.unrolled:
             joined = heads("query_key_value", c.num_heads + 2 * c.num_kv_heads, "heads")
@@ -217,6 +218,7 @@ def _rematerialised(policy: str) -> type[nn.Module]:
         "save_qkv": only("query", "key", "value"),
         "projections": only("query", "key", "value", "output"),
         "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "products": only("query", "key", "value", "output", "gate", "up", "down"),
         "minimal": only("query", "key", "value", "attention", "output", "gate", "up", "down"),
     }
     return nn.remat(Layer, policy=policies[policy], prevent_cse=False)

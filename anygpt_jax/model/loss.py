@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from anygpt_jax.model.attention import MASKED
+from anygpt_jax.model.gathering import divided_halfway
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ def tiled_cross_entropy(
       hidden: [B, L, D] after the final norm. unembedding: [D, V].
       targets: int32 [B, L]. weights: float32 [B, L], 0 where there is no target; no gradient flows to them.
     """
-    kernel = nn.with_logical_constraint(unembedding.astype(hidden.dtype), ("act_embed", "vocab"))
+    kernel = divided_halfway(unembedding.astype(hidden.dtype), ("embed", "vocab"))
+    kernel = nn.with_logical_constraint(kernel, ("act_embed", "vocab"))
     return LossSums(*_cross_entropy(hidden, kernel, targets, weights, spec))
 
 
@@ -85,6 +87,7 @@ def _forward(hidden, kernel, targets, weights, spec):
     kernel_gradient, (losses, records, hidden_gradient) = _scan_tiles(tile_step, kernel_gradient, tiles, spec)
     outputs = jnp.sum(losses), *(_join(record) for record in records)
     kernel_gradient = jnp.sum(kernel_gradient, axis=0).astype(kernel.dtype)
+    kernel_gradient = divided_halfway(kernel_gradient, ("embed", "vocab"))
     kernel_gradient = nn.with_logical_constraint(kernel_gradient, ("embed", "vocab"))
     # Summed before the layers' backward pass starts: else the whole table's gradient lives all through it.
     return outputs, jax.lax.optimization_barrier((_join(hidden_gradient), kernel_gradient))

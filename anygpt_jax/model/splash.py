@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
@@ -33,6 +34,7 @@ def attend(
     def local(query, key, value, segment_ids):
         kernel = _kernel(query.shape[2], query.shape[1], interpret)
         heads_first = [a.transpose(0, 2, 1, 3) for a in (query * query.shape[-1] ** -0.5, key, value)]
+        heads_first = named_for_remat(*heads_first)
         segments = splash_attention.SegmentIds(segment_ids, segment_ids)
         return jax.vmap(kernel)(*heads_first, segments).transpose(0, 2, 1, 3)
 
@@ -48,6 +50,13 @@ def attend(
     return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(
         query, key, value, segment_ids
     )
+
+
+def named_for_remat(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, ...]:
+    """The three, under the names by which a remat policy saves them: rotated, as attention's own backward
+    pass reads them, so that nothing between them and their products is computed again."""
+    arrays = {"query": query, "key": key, "value": value}
+    return tuple(checkpoint_name(array, name) for name, array in arrays.items())
 
 
 def _kernel(heads: int, length: int, interpret: bool) -> splash_attention.splash_attention_kernel:
