@@ -18,13 +18,17 @@ from anygpt_tokenizers.codec import load_codec, shipped_codec
 
 
 def write_long(path: Path, seconds: int, rate: int) -> None:
-    """Noise under a slowly changing loudness, a minute at a time."""
+    """Gliding tones that come and go above a little noise, a minute at a time."""
     rng = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", rate, 1, "PCM_16") as file:
         for start in range(0, seconds, 60):
             count = min(60, seconds - start) * rate
-            swell = 0.2 + 0.1 * np.sin(np.linspace(0, 40, count))
-            file.write((swell * rng.standard_normal(count).clip(-3, 3)).astype(np.float32))
+            time = np.arange(count) / rate
+            wave = 0.02 * rng.standard_normal(count).clip(-3, 3)
+            for pitch, depth, beat in rng.uniform((80, 10, 0.5), (3000, 60, 4), (4, 3)):
+                phase = 2 * np.pi * pitch * time + depth * np.sin(time)
+                wave += 0.2 * np.sin(phase) * np.sin(np.pi * beat * time) ** 2
+            file.write(wave.astype(np.float32))
 
 
 def peak() -> int:
