@@ -10,17 +10,16 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Self
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from anygpt_tokenizers import published_programs as programs
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.long_clips import StreamDecoder, encode_long
 from anygpt_tokenizers.media_audio import read_audio, write_audio
+from anygpt_tokenizers.meshes import OnMesh
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
 
 BLOCK = 50  # frames that the convolutions take at a time; lengths are padded to a multiple
@@ -28,7 +27,7 @@ WHOLE = 3000  # frames up to which a clip is one program, and the pieces of long
 ROWS = 32  # clips in one call of a program
 
 
-class PublishedCodec(Codec):
+class PublishedCodec(OnMesh, Codec):
     """A SEANet codec with published weights; samples are float32 [B, T], nominally in [-1, 1].
 
     Where the codec has several channels, samples are [B, T, channels] here and wherever [B, T] is written.
@@ -38,7 +37,6 @@ class PublishedCodec(Codec):
       spec: sizes and conventions.
       channels: of the sound.
       module: the Flax module.
-      mesh: where encode and decode run, or None for one device; set by `on_mesh`.
     """
 
     kind = "audio"
@@ -51,22 +49,13 @@ class PublishedCodec(Codec):
         self.channels = self.spec.channels
         self.hop_length = self.spec.hop_length
         self.frame_rate = self.sample_rate / self.hop_length
-        self.mesh: Mesh | None = None
-        self._axis = ""
         self._programs: dict[tuple, Callable] = {}
-
-    def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
-        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
-        automatic = (AxisType.Auto,) * len(mesh.axis_names)
-        self.mesh, self._axis = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic), axis
-        self.__dict__.pop("weights", None)
-        return self
 
     @functools.cached_property
     def weights(self) -> dict:
         """The parameters on the devices."""
         with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
-            return jax.device_put(self.params, self._sharding())
+            return jax.device_put(self.params, self.sharding())
 
     def encode(
         self,
@@ -161,17 +150,9 @@ class PublishedCodec(Codec):
             self._programs[key] = jax.jit(lambda weights, *a: function(self.module, weights, *a, *static))
         return lambda *arrays: self._programs[key](self.weights, *arrays)
 
-    def place(self, array: np.ndarray) -> jax.Array:
-        """A host array with the batch in front, on the devices."""
-        return jax.device_put(array, self._sharding(self._axis))
-
     def padded_rows(self, rows: int) -> int:
         """Rows that a batch is padded to: a power of two that the mesh divides."""
-        devices = self.mesh.shape[self._axis] if self.mesh else 1
-        return _round_up(1 << (rows - 1).bit_length(), devices)
-
-    def _sharding(self, *axes: str) -> NamedSharding | None:
-        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+        return _round_up(1 << (rows - 1).bit_length(), self.batch_devices)
 
     def _checked_samples(
         self, samples: np.ndarray, lengths: Sequence[int] | None

@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from PIL import Image
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, MediaError, read_config
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
+from anygpt_tokenizers.meshes import OnMesh, automatic
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 from anygpt_tokenizers.unclip import UnclipDecoder
@@ -35,7 +36,7 @@ UNCLIP = "unclip"
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
-class SeedCodec(Codec):
+class SeedCodec(OnMesh, Codec):
     """Pictures uint8 [B, S, S, 3] to codes int32 [B, 32, 1], codes to embeddings and, by unCLIP, to pictures.
 
     Params are those of `SeedNet`, as they are stored (they stay on disk until they are used). The decoder is
@@ -44,7 +45,6 @@ class SeedCodec(Codec):
     Attributes:
       spec: sizes. net: the Flax module.
       directory: where the codec was read from.
-      mesh: where encode and embed run, or None for one device; set by `on_mesh`.
     """
 
     type = "seed2"
@@ -59,7 +59,6 @@ class SeedCodec(Codec):
         self.net = SeedNet(self.spec, self.dtype)
         self.image_size = self.spec.image_size
         self.fixed_frames = self.spec.num_queries
-        self.mesh: Mesh | None = None
         self._batch_axes: tuple[str, ...] = ()
         self._weight_axis: str | None = None
 
@@ -109,9 +108,7 @@ class SeedCodec(Codec):
         batch_axes = tuple(name for name in (axis, weight_axis) if name in mesh.axis_names)
         if not batch_axes:
             raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
-        automatic = (AxisType.Auto,) * len(mesh.axis_names)
-        self.mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
-        self._batch_axes = batch_axes
+        self.mesh, self._batch_axes = automatic(mesh), batch_axes
         self._weight_axis = weight_axis if weight_axis in mesh.axis_names else None
         for placed in ("weights", "unclip"):
             self.__dict__.pop(placed, None)
@@ -228,7 +225,7 @@ class SeedCodec(Codec):
             rows = 1 << max(len(part) - 1, 0).bit_length()  # few shapes, few compilations
             rows = -(-rows // devices) * devices
             padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
-            placed = jax.device_put(padded, self._sharding(self._batch_axes))
+            placed = jax.device_put(padded, self.sharding(self._batch_axes))
             outputs.append(np.asarray(_apply(self.net, method, self.weights, placed))[: len(part)])
         return np.concatenate(outputs)
 
@@ -237,10 +234,7 @@ class SeedCodec(Codec):
         array = np.asarray(array, self.dtype if large else np.float32)
         split = large and self._weight_axis and array.shape[-1] % self.mesh.shape[self._weight_axis] == 0
         axes = (*(None,) * (array.ndim - 1), self._weight_axis) if split else ()
-        return jax.device_put(array, self._sharding(*axes))
-
-    def _sharding(self, *axes) -> NamedSharding | None:
-        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+        return jax.device_put(array, self.sharding(*axes))
 
 
 class ImageTokenizer:

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers.cli import UserError
@@ -28,6 +27,7 @@ from anygpt_tokenizers.clip_text import TextSpec
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.diffusion_layers import sinusoid
 from anygpt_tokenizers.diffusion_schedules import NoiseSpec
+from anygpt_tokenizers.meshes import OnMesh
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.unclip_unet import UNet, UNetSpec
 from anygpt_tokenizers.unclip_vae import VaeDecoder, VaeSpec, to_pixels
@@ -204,22 +204,19 @@ def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str 
     return jax.tree.map(stored, abstract_params(spec)), inputs, table, guidance, level
 
 
-class UnclipDecoder:
+class UnclipDecoder(OnMesh):
     """Weights, and compiled programs that make pictures of image embeddings.
 
     Attributes:
       spec: sizes and conventions.
       params: unet, vae, normalizer and empty_prompt, as `abstract_params` lays them out; host arrays.
       dtype: "float32" or "bfloat16", what the networks compute in.
-      mesh: where decode runs, or None for one device; set by `on_mesh`.
     """
 
     def __init__(self, spec: UnclipSpec, params: dict, dtype: str = "float32"):
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
         self.spec, self.params, self.dtype = spec, params, dtype
-        self.mesh: Mesh | None = None
-        self._axis = ""
         self._progress: Callable[[int], None] = lambda index: None
 
     @classmethod
@@ -234,20 +231,13 @@ class UnclipDecoder:
             spec, traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/"), dtype
         )
 
-    def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
-        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
-        automatic = (AxisType.Auto,) * len(mesh.axis_names)
-        self.mesh, self._axis = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic), axis
-        self.__dict__.pop("weights", None)
-        return self
-
     @functools.cached_property
     def weights(self) -> dict:
         """The parameters on the devices, matrices in the dtype that they are used in."""
 
         def place(leaf: np.ndarray) -> jax.Array:
             dtype = self.dtype if np.ndim(leaf) > 1 else "float32"
-            return jax.device_put(np.asarray(leaf, dtype), self._sharding())
+            return jax.device_put(np.asarray(leaf, dtype), self.sharding())
 
         with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
             return jax.tree.map(place, self.params)
@@ -318,7 +308,7 @@ class UnclipDecoder:
         return self._in_parts(inputs, table, guidance, np.int32(noise_level), progress)
 
     def _in_parts(self, inputs: Inputs, table, guidance, level, progress) -> np.ndarray:
-        devices = self.mesh.shape[self._axis] if self.mesh else 1
+        devices = self.batch_devices
         rows, size = len(inputs.embeddings), ROWS * devices
         multiple = devices if rows <= size else size  # so that all parts are of one shape, compiled once
         starts = range(0, rows, size)
@@ -348,10 +338,7 @@ class UnclipDecoder:
         """A batch on the devices, its last row repeated up to a multiple of rows."""
         missing = -len(array) % multiple
         array = np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
-        return jax.device_put(array, self._sharding(self._axis))
-
-    def _sharding(self, *axes: str) -> NamedSharding | None:
-        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+        return self.place(array)
 
 
 def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, dict[str, np.ndarray]]:

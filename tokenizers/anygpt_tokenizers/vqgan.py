@@ -8,13 +8,12 @@ from 0 to 1 here.
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from anygpt_tokenizers import maskgit_net, picture_losses, vit_vqgan_net
 from anygpt_tokenizers.cli import UserError
@@ -22,6 +21,7 @@ from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.latent_quantizers import Quantised, build_quantizer, with_quantizer
 from anygpt_tokenizers.media_image import read_image, write_image
+from anygpt_tokenizers.meshes import OnMesh
 
 BATCH = 16  # pictures in one call of a program; the distances to all codes take as much memory as the net
 OUTPUTS = {"pixels": 3, "logits": 6}  # what a decoder's channels are: see picture_losses
@@ -101,12 +101,11 @@ def init_params(config: Mapping[str, Any], rng: jax.Array) -> dict:
     return initial_params(VqganNet(config), rng, pixels)
 
 
-class VqganCodec(Codec):
+class VqganCodec(OnMesh, Codec):
     """Pictures uint8 [B, S, S, 3] to codes int32 [B, N, 1] and back, N cells in reading order.
 
     Attributes:
       params: of `VqganNet`.
-      mesh: where encode and decode run, or None for one device; set by `on_mesh`.
     """
 
     type = "vqgan"
@@ -119,19 +118,10 @@ class VqganCodec(Codec):
         self.image_size: int = config["image_size"]
         self.grid = self.image_size // cell_size(config)
         self.fixed_frames = self.grid**2
-        self.mesh: Mesh | None = None
-        self._axis = ""
-
-    def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
-        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
-        automatic = (AxisType.Auto,) * len(mesh.axis_names)
-        self.mesh, self._axis = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic), axis
-        self.__dict__.pop("_placed", None)
-        return self
 
     @functools.cached_property
-    def _placed(self) -> dict:
-        return jax.device_put(self.params, self._sharding())
+    def weights(self) -> dict:
+        return jax.device_put(self.params, self.sharding())
 
     @functools.cached_property
     def _encode(self) -> Callable:
@@ -181,15 +171,12 @@ class VqganCodec(Codec):
 
     def _run(self, program: Callable, batch: np.ndarray) -> np.ndarray:
         """`program` on at most BATCH rows a device at a time, padded so that it sees few shapes."""
-        devices = self.mesh.shape[self._axis] if self.mesh else 1
+        devices = self.batch_devices
         outputs = []
         for start in range(0, len(batch), BATCH * devices):
             part = batch[start : start + BATCH * devices]
             rows = devices * (1 << (-(-len(part) // devices) - 1).bit_length())
             padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
-            placed = jax.device_put(padded, self._sharding(self._axis))
-            outputs.append(np.asarray(program(self._placed, placed))[: len(part)])
+            placed = self.place(padded)
+            outputs.append(np.asarray(program(self.weights, placed))[: len(part)])
         return np.concatenate(outputs)
-
-    def _sharding(self, *axes: str) -> NamedSharding | None:
-        return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
