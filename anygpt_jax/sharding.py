@@ -83,9 +83,12 @@ def devices_by_slice(devices: Sequence[jax.Device], slices: int, data: int) -> n
     return np.asarray(sorted(devices, key=slice_of))
 
 
-def check_divisible(config: DecoderConfig, mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+def check_divisible(
+    config: DecoderConfig, mesh: Mesh, batch_size: int, accumulation: int = 1, rules: Rules = DEFAULT_RULES
+) -> None:
     """UserError naming the first size that the mesh does not divide."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    embed = _embed_axes(rules)
     batch = mesh.shape["data"] * fsdp * accumulation
     checks = [
         ("data.batch_size", batch_size, "mesh.data × mesh.fsdp × optimizer.accumulation", batch),
@@ -93,13 +96,33 @@ def check_divisible(config: DecoderConfig, mesh: Mesh, batch_size: int, accumula
         ("model.num_kv_heads", config.num_kv_heads, "mesh.tensor", tensor),
         ("model.hidden_dim", config.hidden_dim, "mesh.tensor", tensor),
         ("the padded vocabulary", config.vocab_size, "mesh.tensor", tensor),
-        ("model.embed_dim", config.embed_dim, "mesh.fsdp", fsdp),
+        (
+            "model.embed_dim",
+            config.embed_dim,
+            " × ".join(f"mesh.{axis}" for axis in embed),
+            int(np.prod([mesh.shape[axis] for axis in embed])),
+        ),
     ]
     for name, size, divisor_name, divisor in checks:
         if size % divisor:
             raise UserError(
                 f"{name} = {size} is not a multiple of {divisor_name} = {divisor}; change one of them."
             )
+
+
+def check_slices(slices: int, rules: Rules) -> None:
+    """UserError if rules divide parameters over an axis that crosses the network between slices."""
+    if slices > 1 and "data" in _embed_axes(rules):
+        raise UserError(
+            f"config.rules divide parameters over data, which joins {slices} slices, so every layer would be "
+            "gathered over the network between them; for several slices take sharding.DEFAULT_RULES."
+        )
+
+
+def _embed_axes(rules: Rules) -> tuple[str, ...]:
+    """The mesh axes that parameters are divided over by their embed axis."""
+    axes = dict(rules).get("embed") or ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def check_local_rows(mesh: Mesh, batch_size: int) -> None:

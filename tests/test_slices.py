@@ -10,6 +10,7 @@ from fake_data import FakeData
 from test_training import dummy_config
 
 from anygpt_jax import sharding
+from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import loop
 
 # Two slices of four devices, as a runtime may list them.
@@ -25,6 +26,21 @@ def test_only_the_data_axis_crosses_slices(sizes):
     mesh = sharding.make_mesh(sizes, jax.devices())
     first, second = np.split(mesh.devices, 2)  # along data
     assert {d.id for d in first.flat} == {0, 1, 2, 3} and {d.id for d in second.flat} == {4, 5, 6, 7}
+
+
+def test_rules_that_would_gather_parameters_between_slices_are_refused():
+    sharding.check_slices(1, sharding.TWO_STEP_RULES)
+    sharding.check_slices(2, sharding.DEFAULT_RULES)
+    with pytest.raises(UserError, match=r"data, which joins 2 slices"):
+        sharding.check_slices(2, sharding.TWO_STEP_RULES)
+
+
+def test_an_embed_dim_that_both_steps_of_a_gather_do_not_divide_is_named():
+    model = DecoderConfig.preset("dummy", vocab_size=256, num_real_rows=250, embed_dim=36)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    sharding.check_divisible(model, mesh, 8)
+    with pytest.raises(UserError, match=r"embed_dim = 36 is not a multiple of mesh.data × mesh.fsdp = 8"):
+        sharding.check_divisible(model, mesh, 8, rules=sharding.TWO_STEP_RULES)
 
 
 def test_slices_that_do_not_fit_are_refused():

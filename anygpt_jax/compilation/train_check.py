@@ -34,7 +34,8 @@ def check_train_step(config: Any, topology: str) -> tuple[dict[str, Any], str]:
     mesh = sharding.make_mesh(config.mesh, devices_of(topology))
     rows, length, accumulation = config.data.batch_size, config.pack.seq_len, config.optimizer.accumulation
     model = attention.for_mesh(loop.model_config(config.model, vocab), mesh, length)
-    sharding.check_divisible(model, mesh, rows, accumulation)
+    sharding.check_divisible(model, mesh, rows, accumulation, config.rules)
+    sharding.check_slices(config.mesh.get("slices", 1), config.rules)
 
     def compile_program() -> Any:
         """As training/loop.py does."""

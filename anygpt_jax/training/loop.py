@@ -53,7 +53,9 @@ def train(
     # ---------------------------------------------------------------- model, mesh, optimizer
     model = model_config(config.model, vocabulary)
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_divisible(model, mesh, config.data.batch_size, config.optimizer.accumulation)
+    accumulation = config.optimizer.accumulation
+    sharding.check_divisible(model, mesh, config.data.batch_size, accumulation, config.rules)
+    sharding.check_slices(config.mesh.get("slices", 1), config.rules)
     sharding.check_local_rows(mesh, config.data.batch_size)
     optimizer, learning_rate = make_optimizer(config.optimizer, config.steps)
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
@@ -69,7 +71,6 @@ def train(
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
     settled = attention.for_mesh(model, mesh, data.seq_len)
-    accumulation = config.optimizer.accumulation
     train_step = compile_train_step(
         settled,
         optimizer,
