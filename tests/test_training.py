@@ -172,7 +172,7 @@ def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(t
             return batch
 
     def run(name, steps, multiple):
-        config = dummy_config(log_every=1, checkpoint__every=1, checkpoint__keep=2, steps=steps)
+        config = dummy_config(log_every=1, checkpoint__every=steps, steps=steps)
         config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, "skip_spikes": multiple})
         loop.train(config, str(tmp_path / name), Data(), one_device())
         return curve(tmp_path / name)
