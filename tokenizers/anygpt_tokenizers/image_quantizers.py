@@ -20,6 +20,11 @@ def nearest_code(book: jax.Array, x: jax.Array) -> jax.Array:
 _nearest_code = jax.jit(nearest_code)
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Rows [..., D] divided by their lengths."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
+
+
 def kmeans(x: np.ndarray, size: int, iterations: int, rng: np.random.Generator) -> np.ndarray:
     """Lloyd's algorithm: `size` centres [size, D] of x [M, D], M ≥ size; empty ones become random rows."""
     book = x[rng.choice(len(x), size, replace=False)]

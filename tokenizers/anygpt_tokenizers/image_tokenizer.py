@@ -21,7 +21,7 @@ import numpy as np
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, in_batches
-from anygpt_tokenizers.image_quantizers import HIGHEST, nearest_code
+from anygpt_tokenizers.image_quantizers import HIGHEST, nearest_code, unit
 from anygpt_tokenizers.media_image import read_image, write_image
 
 BATCH = 64  # pictures encoded or decoded at a time
@@ -167,11 +167,6 @@ def on_sphere(content: jax.Array, edges: jax.Array) -> jax.Array:
     """Content [..., D] and edges [..., EDGE_DIM] -> [..., D + EDGE_DIM + 1] of length 1."""
     pole = jnp.full((*content.shape[:-1], 1), POLE)
     return unit(jnp.concatenate([content, edges, pole], axis=-1))
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """The last axis scaled to length 1."""
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.image_quantizers import HIGHEST, nearest_code
+from anygpt_tokenizers.image_quantizers import HIGHEST, nearest_code, unit
 
 KINDS = ("normalised", "plain", "fsq")
 SQUASHED = 1e-3  # share of the outer levels' width that FSQ's tanh stays away from their edges
@@ -168,11 +168,6 @@ def with_quantizer(codec: Mapping[str, Any]) -> dict[str, Any]:
             "as (8, 8, 8, 4, 4)."
         )
     return {**codec, "codebook_size": math.prod(levels)}
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows [..., D] divided by their lengths."""
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def squared_distances(x: jax.Array, book: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import WEIGHTS_FILE, in_batches, read_config
+from anygpt_tokenizers.image_quantizers import unit
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_examples import (
     PARTS,
@@ -67,11 +68,6 @@ class Contrast(nn.Module):
     def __call__(self, queries: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Both, and the temperature."""
         return self.picture(queries), self.text(first), jnp.maximum(self.temperature, LEAST_TEMPERATURE)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows [..., D] divided by their lengths."""
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def contrastive_loss(scores: jax.Array, same: jax.Array, smoothing: float) -> jax.Array:
