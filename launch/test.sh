@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ "${1:-}" = "--parity" ]; then
   shift
   setup_environment "test,parity"
-  exec python -m pytest -n 3 --dist loadfile "$@"
+  exec python -m pytest -n 2 --dist loadfile "$@"
 fi
 setup_environment "test"
-exec python -m pytest -n 3 --dist loadfile -m "not parity" "$@"
+exec python -m pytest -n 2 --dist loadfile -m "not parity" "$@"
