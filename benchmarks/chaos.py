@@ -21,7 +21,14 @@ from typing import Any
 from anygpt_jax.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {"steps": 600, "log_every": 1, "checkpoint.every": 4, "checkpoint.keep": 2, "peak_flops": 1e12}
+SETTINGS = {
+    "steps": 600,
+    "data.batch_size": 2,
+    "log_every": 1,
+    "checkpoint.every": 4,
+    "checkpoint.keep": 2,
+    "peak_flops": 1e12,
+}
 MEDIA = {"image": 1, "speech": 0, "music": 0}
 LONGEST = 1.0  # seconds of training before a kill
 

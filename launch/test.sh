@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the tests.
 # usage: bash launch/test.sh [--parity] [arguments of pytest]
-#   --parity   also installs torch and transformers and runs the comparisons with the original implementations
+#   --parity   also installs torch and transformers, and runs the comparisons with the original implementations
+#              and the few tests that take longest (a training killed five times; one of four processes)
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -11,4 +12,4 @@ if [ "${1:-}" = "--parity" ]; then
   exec python -m pytest -n 2 --dist loadfile "$@"
 fi
 setup_environment "test"
-exec python -m pytest -n 2 --dist loadfile -m "not parity" "$@"
+exec python -m pytest -n 2 --dist loadfile -m "not parity and not long" "$@"

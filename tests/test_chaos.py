@@ -3,13 +3,16 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 PATH = Path(__file__).parents[1] / "benchmarks" / "chaos.py"
 SPEC = importlib.util.spec_from_file_location("chaos", PATH)
 chaos = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(chaos)
 
 
+@pytest.mark.long
 def test_five_kills_at_random_moments_change_no_bit_of_the_curve(tmp_path):
-    result = chaos.chaos(tmp_path, kills=5, seed=1, steps=200)
+    result = chaos.chaos(tmp_path, kills=5, seed=1, steps=160)
     assert len(result["kills"]) == 5 and result["lost"] == []
     assert result["curves_equal"]

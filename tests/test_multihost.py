@@ -1,6 +1,5 @@
 """Real processes: together they train like one, any number of them resumes, and an odd one is named."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import multihost_config
 import pytest
 from test_packing import pack
 
+from anygpt_jax.training import loop
 from anygpt_jax.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -36,20 +38,25 @@ def packed(tmp_path_factory):
     return root / "packed"
 
 
+def _fields(settings):
+    return SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+
+
+def _train_here(workdir, packed, devices, **settings):
+    """A run in this process, on some of its devices."""
+    config = multihost_config.get_config()
+    config.update_from_flattened_dict({**_fields(settings), "data.dir": str(packed)})
+    loop.train(config, str(workdir), devices=jax.devices()[:devices])
+
+
 @pytest.fixture
 def start():
     """Starts one process of a run; whatever still runs at the end of a test is killed."""
-    with _starter() as start_one:
-        yield start_one
-
-
-@contextlib.contextmanager
-def _starter():
     running = []
 
     def start_one(workdir, packed, devices, arguments=(), **settings):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        fields = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+        fields = _fields(settings)
         command = [sys.executable, "-m", "anygpt_jax.train", "--config=tests/multihost_config.py"]
         command += [f"--workdir={workdir}", f"--config.data.dir={packed}", *arguments]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -102,8 +109,7 @@ def _losses(workdir):
 def expected(tmp_path_factory, packed):
     """The losses of thirty steps on eight devices of one process."""
     workdir = tmp_path_factory.mktemp("one")
-    with _starter() as start:
-        _finish(start(workdir, packed, 8, steps=30, mesh__fsdp=2))
+    _train_here(workdir, packed, 8, steps=30, mesh__fsdp=2)
     losses = _losses(workdir)
     assert len(losses) == 30
     return losses
@@ -118,10 +124,11 @@ def test_two_processes_train_like_one_and_one_resumes_what_two_saved(tmp_path, p
     for devices in (4, 1):
         alone = tmp_path / f"alone{devices}"
         shutil.copytree(together, alone)
-        _finish(start(alone, packed, devices, steps=30, mesh__fsdp=1))
+        _train_here(alone, packed, devices, steps=30, mesh__fsdp=1)
         assert _losses(alone) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_four_processes_train_like_one_and_resume_their_checkpoint_by_the_clock(
     tmp_path, packed, start, expected
 ):

@@ -13,7 +13,7 @@ from anygpt_tokenizers.audio_codec import AudioCodec, SeanetCodec
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.encodec import Encodec
-from anygpt_tokenizers.fresh_weights import fresh_weights
+from anygpt_tokenizers.fresh_weights import fresh_weights, initial_params
 from anygpt_tokenizers.published_codec import spec_from_config
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
@@ -59,7 +59,7 @@ class SmallGenerator:
 
     def init(self, rng: jax.Array, frames: int) -> dict:
         """See `Generator`."""
-        return jax.jit(self.module.init)(rng, jnp.zeros((1, frames * self.hop_length)))["params"]
+        return initial_params(self.module, rng, jnp.zeros((1, frames * self.hop_length)))
 
     def encode(self, params: dict, wave: jax.Array) -> jax.Array:
         """See `Generator`."""

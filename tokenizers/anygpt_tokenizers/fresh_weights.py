@@ -16,9 +16,9 @@ def fresh_weights(shapes: dict, rng: jax.Array) -> dict:
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-1].key == "slope":
-            return jnp.ones(leaf.shape)
+            return jnp.asarray(np.ones(leaf.shape, np.float32))
         if len(leaf.shape) == 1:
-            return jnp.zeros(leaf.shape)
+            return jnp.asarray(np.zeros(leaf.shape, np.float32))
         values = random.standard_normal(leaf.shape, np.float32)
         return jnp.asarray(values / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))))
 

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.image_quantizers import extend_spread, kmeans, principal_basis, spread_book
 from anygpt_tokenizers.image_tokenizer import (
     EDGE_DIM,
@@ -57,7 +58,7 @@ class ImageTraining:
                 f"{len(forms)} patches with ink are too few for {size} codes; give more pictures."
             )
 
-        params = jax.jit(self.module.init)(rng, jnp.asarray(all_forms[:1]))["params"]
+        params = initial_params(self.module, rng, jnp.asarray(all_forms[:1]))
         basis = principal_basis(forms, codec["form_dim"])
         edges = codec["edge_weight"] * edge_directions(jnp.asarray(forms))
         latents = np.asarray(on_sphere(jnp.asarray(forms @ basis), edges))

@@ -15,6 +15,7 @@ from PIL import Image
 from anygpt_tokenizers.audio_examples import Clips, random_clip, read_features
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, MediaError, read_config
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_image import read_image
 from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
@@ -122,7 +123,8 @@ def spec_of(codec: Mapping) -> SeedSpec:
 
 def fresh_params(spec: SeedSpec, rng: jax.Array) -> dict:
     """Random parameters of a `SeedNet`."""
-    return dict(_initial(spec, rng))
+    pixels = jnp.zeros((1, spec.image_size, spec.image_size, 3), jnp.uint8)
+    return dict(initial_params(SeedNet(spec), rng, pixels))
 
 
 def read_parts(directory: str, parts: Sequence[str], spec: SeedSpec) -> dict:
@@ -146,12 +148,6 @@ def read_parts(directory: str, parts: Sequence[str], spec: SeedSpec) -> dict:
             )
     arrays = {name: jnp.asarray(np.asarray(stored[name], np.float32)) for name in wanted}
     return traverse_util.unflatten_dict(arrays, sep="/")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _initial(spec: SeedSpec, rng: jax.Array) -> dict:
-    pixels = jnp.zeros((1, spec.image_size, spec.image_size, 3), jnp.uint8)
-    return SeedNet(spec).init(rng, pixels)["params"]
 
 
 class Unsaved:

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import WEIGHTS_FILE, in_batches, read_config
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.image_quantizers import unit
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_examples import (
@@ -181,13 +182,13 @@ class SeedStage1Training:
         fresh = fresh_params(spec, picture)
         params = {part: fresh[part] for part in PARTS}
         tokens = jnp.asarray(self._captions(["", ""]))
-        params["text"] = own_params(jax.jit(self.net.text.init)(text, tokens)["params"])
+        params["text"] = own_params(initial_params(self.net.text, text, tokens))
         if config.init_from:
             params |= read_parts(config.init_from, config.init_parts, spec)
             if "qformer" in config.init_parts:
                 params["text"] = with_feed_forward_of(params["text"], params["qformer"])
         sides = jnp.zeros((1, spec.num_queries, spec.qformer_dim)), jnp.zeros((1, spec.qformer_dim))
-        params["contrast"] = self.net.contrast.init(contrast, *sides)["params"]
+        params["contrast"] = initial_params(self.net.contrast, contrast, *sides)
         state = {"vision": params.pop("vision")} if config.freeze_vision else {}
         return params, state
 

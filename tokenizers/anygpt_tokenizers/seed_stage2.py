@@ -22,6 +22,7 @@ from anygpt_tokenizers import seed_layers
 from anygpt_tokenizers.audio_examples import imported
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.code_use import init_code_use, moved_codebook, update_code_use
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.image_quantizers import nearest_code
 from anygpt_tokenizers.image_training import code_statistics
 from anygpt_tokenizers.seed import SeedCodec
@@ -102,8 +103,7 @@ class SeedStage2Training:
         given = read_parts(config.init_from, parts, spec)
         params = fresh_params(spec, rng) | given
         decoded = jnp.zeros((1, spec.num_queries, spec.qformer_dim))
-        made = jax.jit(self.reconstruction.init)(jax.random.fold_in(rng, 1), decoded)
-        params["reconstruction"] = made["params"]
+        params["reconstruction"] = initial_params(self.reconstruction, jax.random.fold_in(rng, 1), decoded)
         state = {
             "frozen": {part: params.pop(part) for part in PARTS},
             "use": init_code_use(spec.codebook_size, spec.code_dim if config.restart_after else None),

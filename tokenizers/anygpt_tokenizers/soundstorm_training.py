@@ -11,6 +11,7 @@ import optax
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import MediaError, load_codec
+from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.soundstorm import SoundStorm
 from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
@@ -96,7 +97,7 @@ class SoundStormTraining:
         """Fresh parameters; embeddings begin as the vectors of `config.codes.codec`, if those are as wide."""
         del examples
         codes = jnp.zeros((1, 2, self.spec.levels), jnp.int32)
-        params = jax.jit(self.net.init)(rng, codes, codes[..., 0], jnp.ones((1, 2), bool))["params"]
+        params = initial_params(self.net, rng, codes, codes[..., 0], jnp.ones((1, 2), bool))
         if self.config.codes.codec:
             codec = load_codec(self.config.codes.codec)
             books = codec.params.get("quantizer", {}).get("embed")
