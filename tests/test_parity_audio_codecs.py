@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from anygpt_tokenizers import importers
+from anygpt_tokenizers import checkpoint_files, importers
 from anygpt_tokenizers.codec import load_codec
 from audio_signals import margins, sound
 
@@ -95,5 +95,5 @@ def test_a_checkpoint_with_code_in_it_is_refused_unrun(tmp_path):
 
     torch.save({"encoder.model.0.conv.conv.bias": Trap()}, tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match="plain arrays"):
-        importers.read_state(tmp_path / "ckpt.pt")
+        checkpoint_files.read_state(tmp_path / "ckpt.pt")
     assert not (tmp_path / "sprung").exists()
