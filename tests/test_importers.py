@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from anygpt_tokenizers import importers
+from anygpt_tokenizers import checkpoint_files, importers
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import load_codec
 from recorded_codecs import import_checkpoint, write_checkpoint
@@ -143,7 +143,7 @@ def test_unusable_configs_and_files_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="JSON"):
         importers.import_encodec(tmp_path / "c", tmp_path / "codec")
     with pytest.raises(UserError, match="no checkpoint"):
-        importers.read_state(tmp_path / "nothing.pt")
+        checkpoint_files.read_state(tmp_path / "nothing.pt")
 
 
 def test_configs_may_leave_out_what_transformers_fills_in(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from anygpt_tokenizers import published_programs as programs
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.published_seanet import SeanetSpec, frames_for_samples, samples_for_frames
 from audio_signals import margins, sound
@@ -33,6 +34,22 @@ def test_latents_codes_and_sound_are_the_recorded_originals(codecs, case):
         clear = margins(codec.params["quantizer"]["embed"], expected, codes) > 1e-4
         assert clear.mean() > 0.9 and (ours == codes)[clear].all() and (ours == codes).mean() >= 0.999
         np.testing.assert_allclose(codec.decode(codes[None])[0], arrays[f"wave:{length}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["speech_snake", "encodec_causal"])
+def test_what_training_computes_of_whole_crops_is_what_the_codec_computes(codecs, case):
+    codec = codecs[case]
+    module, params = codec.module, codec.params
+    for length in (7, 9 * HOP + 3):
+        wave = clip(length, rows=2)
+        latents = programs.latents_of_crops(module, params, wave)
+        expected = codec.latents(wave)
+        error = np.sqrt(np.mean((latents - expected) ** 2) / np.mean(expected**2))
+        assert latents.shape == expected.shape and error <= 1e-5, (length, error)
+        codes = codec.encode(wave)
+        vectors = module.apply({"params": params}, codes, 0, method="dequantize")
+        sounds = programs.decode_crops(module, params, vectors)
+        np.testing.assert_allclose(sounds, codec.decode(codes), atol=1e-5)
 
 
 def test_speechtokenizers_levels_and_semantic_features_are_the_originals(codecs):

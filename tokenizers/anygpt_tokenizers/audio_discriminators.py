@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from anygpt_tokenizers import spectral
+from anygpt_tokenizers.trainable_conv import convolve
 
 HIGHEST = jax.lax.Precision.HIGHEST
 SCALE_GROUPS = (1, 4, 16, 16, 16, 16, 1)
@@ -53,17 +54,7 @@ class NormedConv(nn.Module):
             kernel = kernel * (size / kernel_sizes(kernel))
         elif self.norm == "spectral":
             kernel = kernel / self._largest_singular_value(kernel.reshape(-1, self.features))
-        space = "HW"[: len(self.kernel)]
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            self.stride,
-            [(side, side) for side in self.padding],
-            rhs_dilation=self.dilation,
-            dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
-            feature_group_count=self.groups,
-            precision=HIGHEST,
-        )
+        y = convolve(x, kernel, self.stride, self.padding, self.dilation, self.groups)
         return y + bias
 
     def _largest_singular_value(self, matrix: jax.Array) -> jax.Array:

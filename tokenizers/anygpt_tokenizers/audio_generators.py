@@ -99,15 +99,11 @@ class PublishedGenerator:
 
     def encode(self, params: dict, wave: jax.Array) -> jax.Array:
         """See `Generator`."""
-        length = jnp.full(wave.shape[:1], wave.shape[1])
-        frames = wave.shape[1] // self.hop_length
-        return programs.latents_of_clips(self.module, fold_kernels(params, self.spec), wave, length, frames)
+        return programs.latents_of_crops(self.module, fold_kernels(params, self.spec), wave)
 
     def decode(self, params: dict, latents: jax.Array) -> jax.Array:
         """See `Generator`."""
-        frames = jnp.full(latents.shape[:1], latents.shape[1])
-        params = fold_kernels(params, self.spec)
-        return programs.decode_latents(self.module, params, latents, frames, latents.shape[1])
+        return programs.decode_crops(self.module, fold_kernels(params, self.spec), latents)
 
     def project(self, params: dict, vectors: jax.Array) -> jax.Array:
         """Level 0's vectors [..., D] -> features [..., semantic_dimension]."""

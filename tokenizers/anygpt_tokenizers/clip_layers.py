@@ -23,26 +23,30 @@ class Window(NamedTuple):
     x [B, W, C]: the samples; those outside 0..length-1 may hold anything.
     base: int32 scalar (traced), `offset`: Python int. A layer of stride s divides both by s, so `base` must
       be a multiple of the strides to come.
-    length: int32 [B], how long each row's whole signal is.
+    length: int32 [B], how long each row's whole signal is; or None if x is the whole signal of every row.
+      Then base and offset are 0, and padding costs no look at where the signal ends.
     """
 
     x: jax.Array
-    base: jax.Array
+    base: jax.Array | int
     offset: int
-    length: jax.Array
+    length: jax.Array | None
 
 
-def with_edges(window: Window, before: int, after: int, stride: int = 1, mode: str = "reflect") -> jax.Array:
-    """The window's samples [B, W, C] with the padding written where the clip does not reach.
+def with_edges(window: Window, before: int, after: int, stride: int = 1, mode: str = "reflect") -> Window:
+    """The window with the padding written where the clip does not reach; around x, if x is the whole clip.
 
     `before` and `after` count the padding of a clip whose length is a multiple of the stride; others get more
     behind, so that the last window of the convolution is full. A clip too short to be mirrored is lengthened
     with zeros first, as the originals do. Mode: "reflect" or "constant" (zeros).
     """
+    if window.length is None:
+        x = _whole_with_edges(window.x, before, after + -window.x.shape[1] % stride, mode)
+        return window._replace(x=x, offset=-before)
     x, length = window.x, window.length[:, None]
     reach = after + stride - 1
     if before + reach == 0:
-        return x
+        return window
     start = window.base + window.offset
     left = jnp.broadcast_to(jnp.arange(-before, 0), (x.shape[0], before))
     place = jnp.concatenate([left, length + jnp.arange(reach)], axis=1)  # [B, N]
@@ -57,7 +61,16 @@ def with_edges(window: Window, before: int, after: int, stride: int = 1, mode: s
         value = jnp.where(((source >= 0) & (source < length))[..., None], value, 0)
     index = place - start
     index = jnp.where(index < 0, x.shape[1], index)  # a negative index would count from the end
-    return x.at[jnp.arange(x.shape[0])[:, None], index].set(value, mode="drop")
+    return window._replace(x=x.at[jnp.arange(x.shape[0])[:, None], index].set(value, mode="drop"))
+
+
+def _whole_with_edges(x: jax.Array, before: int, after: int, mode: str) -> jax.Array:
+    """Whole clips [B, T, C] -> [B, before + T + after, C]."""
+    if mode == "constant":
+        return jnp.pad(x, ((0, 0), (before, after), (0, 0)))
+    size, missing = x.shape[1], max(0, max(before, after) + 1 - x.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    return jnp.pad(x, ((0, 0), (before, after), (0, 0)), mode="reflect")[:, : before + size + after]
 
 
 class TimeNorm(nn.Module):
@@ -68,7 +81,7 @@ class TimeNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inside: jax.Array) -> jax.Array:
-        """x [B, W, C], of which the positions where `inside` [B, W] is true belong to the clip."""
+        """x [B, W, C], of which the positions where `inside` [B or 1, W] is true belong to the clip."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         inside = inside[..., None]
@@ -108,10 +121,12 @@ class ClipConv(nn.Module):
         channels = window.x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = with_edges(window, self.before, self.span - self.stride - self.before, self.stride, self.mode)
-        y = _convolve(x, kernel, self.stride, self.dilation) + bias
+        after = self.span - self.stride - self.before
+        window = with_edges(window, self.before, after, self.stride, self.mode)
+        y = _convolve(window.x, kernel, self.stride, self.dilation) + bias
         offset = (window.offset + self.before) // self.stride
-        base, length = window.base // self.stride, -(-window.length // self.stride)
+        base = window.base // self.stride
+        length = None if window.length is None else -(-window.length // self.stride)
         if self.time_norm:
             y = TimeNorm(name="norm")(y, _inside(base + offset, y.shape[1], length))
         return Window(y, base, offset, length)
@@ -143,19 +158,22 @@ class ClipTransposedConv(nn.Module):
 
     @nn.compact
     def __call__(self, window: Window) -> Window:
-        x = with_edges(window, 1, 1, mode="constant")
-        batch, _, channels = x.shape
+        window = with_edges(window, 1, 1, mode="constant")
+        batch, _, channels = window.x.shape
         span = self.stride * self.features
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=-1)
         kernel = self.param("kernel", init, (channels, 2 * self.stride, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Every frame reaches its own stride of samples and the next one: [B, W, 2 · span].
-        product = jnp.matmul(x, kernel.reshape(channels, 2 * span), precision=HIGHEST)
+        product = jnp.matmul(window.x, kernel.reshape(channels, 2 * span), precision=HIGHEST)
         y = (product[:, 1:, :span] + product[:, :-1, span:]).reshape(batch, -1, self.features) + bias
         offset = (window.offset + 1) * self.stride - self.trim_left
         if self.time_norm:
             start = (window.base + window.offset + 1) * self.stride
-            y = TimeNorm(name="norm")(y, _inside(start, y.shape[1], (window.length + 1) * self.stride))
+            length = None if window.length is None else (window.length + 1) * self.stride
+            y = TimeNorm(name="norm")(y, _inside(start, y.shape[1], length))
+        if window.length is None:
+            return Window(y[:, -offset : y.shape[1] - (self.stride + offset)], 0, 0, None)
         return Window(y, window.base * self.stride, offset, window.length * self.stride)
 
     @nn.nowrap
@@ -213,8 +231,10 @@ class ClipResidualBlock(nn.Module):
         return conv.needs(first, last)
 
 
-def _inside(start: jax.Array, count: int, length: jax.Array) -> jax.Array:
-    """bool [B, count]: which positions from `start` on are in signals of `length` [B]."""
+def _inside(start: jax.Array, count: int, length: jax.Array | None) -> jax.Array:
+    """bool [B, count]: which positions from `start` on are in signals of `length` [B], all if it is None."""
+    if length is None:
+        return jnp.ones((1, count), bool)
     position = start + jnp.arange(count)
     return (position >= 0) & (position < length[:, None])
 

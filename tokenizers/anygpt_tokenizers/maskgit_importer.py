@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
+from anygpt_tokenizers.checkpoint_files import write_new_directory
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.importers import write_new_directory
 from anygpt_tokenizers.vqgan import VqganCodec, VqganNet, cell_size, completed
 
 PARTS = ("encoder", "decoder", "quantizer")

@@ -55,6 +55,27 @@ def decode_latents(
     return decoder_samples(module, params, y, jnp.int32(0), frames, block)
 
 
+def latents_of_crops(module: PublishedSeanet, params: dict, wave: jax.Array) -> jax.Array:
+    """Whole mono clips of one length [B, T] -> latents [B, ceil(T / hop_length), dimension], at once.
+
+    As `latents_of_clips`, for training: with plain padding a gradient is compiled and computed sooner.
+    """
+    frames = module.apply({"params": params}, Window(wave[..., None], 0, 0, None), method="down")
+    x = jnp.swapaxes(frames.x, 0, 1)
+    y, _ = module.apply({"params": params}, x, jnp.ones(x.shape[:2], bool), method="encoder_recurrence")
+    frames = frames._replace(x=jnp.swapaxes(y, 0, 1))
+    return module.apply({"params": params}, frames, method="encoder_head").x
+
+
+def decode_crops(module: PublishedSeanet, params: dict, latents: jax.Array) -> jax.Array:
+    """Latents [B, F, D] of whole mono clips of one length -> [B, F·hop_length]; see `latents_of_crops`."""
+    frames = module.apply({"params": params}, Window(latents, 0, 0, None), method="decoder_head")
+    x = jnp.swapaxes(frames.x, 0, 1)
+    y, _ = module.apply({"params": params}, x, jnp.ones(x.shape[:2], bool), method="decoder_recurrence")
+    frames = frames._replace(x=jnp.swapaxes(y, 0, 1))
+    return module.apply({"params": params}, frames, method="up").x[..., 0]
+
+
 def encoder_frames(
     module: PublishedSeanet, params: dict, wave: jax.Array, base: jax.Array, lengths: jax.Array, block: int
 ) -> jax.Array:

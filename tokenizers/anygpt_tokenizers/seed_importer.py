@@ -18,9 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from anygpt_tokenizers.checkpoint_files import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
-from anygpt_tokenizers.importers import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed import SeedCodec
 from anygpt_tokenizers.seed_layout import (

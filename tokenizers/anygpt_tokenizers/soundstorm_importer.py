@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from anygpt_tokenizers.checkpoint_files import State, read_state, write_new_directory
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.importers import State, read_state, write_new_directory
 from anygpt_tokenizers.soundstorm import SoundStorm
 from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
 

@@ -16,9 +16,9 @@ from absl import flags
 from tqdm import tqdm
 
 from anygpt_tokenizers import cli
+from anygpt_tokenizers.checkpoint_files import write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import MediaError
-from anygpt_tokenizers.importers import write_new_directory
 from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.media_audio import read_audio
 

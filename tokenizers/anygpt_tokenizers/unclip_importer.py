@@ -20,10 +20,10 @@ import numpy as np
 from flax import traverse_util
 
 from anygpt_tokenizers import unclip_configs as configs
+from anygpt_tokenizers.checkpoint_files import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_text import ClipText, TextSpec
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
-from anygpt_tokenizers.importers import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.safetensors_file import write_arrays
 from anygpt_tokenizers.unclip import abstract_params
 from anygpt_tokenizers.unclip_prompts import TOKENIZER_FILES

@@ -1,0 +1,83 @@
+"""What every importer does with files: reads a published checkpoint's arrays, writes a directory all at once.
+
+Nothing is unpickled freely: a file is safetensors, or goes through torch's `weights_only=True`.
+"""
+
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import map_arrays
+
+State = dict[str, np.ndarray]
+
+
+def read_state(path: Path) -> State:
+    """A checkpoint's arrays by key, from safetensors or torch's format (a trainer's: its "generator")."""
+    if path.suffix != ".safetensors":
+        return {key: value.detach().float().numpy() for key, value in read_torch(path).items()}
+    _check_there(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_torch(path: Path) -> dict:
+    """The tensors of a file of torch's format by key; if it can be, each is read when it is first used."""
+    _check_there(path)
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs torch: pip install 'anygpt_jax[convert]'.") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    state = state["generator"] if isinstance(state, dict) and "generator" in state else state
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
+    return state
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The tensors of a safetensors or torch file by key, memory maps or torch's; see `to_numpy`."""
+    return map_arrays(path) if path.suffix == ".safetensors" else dict(read_torch(path))
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor of `read_checkpoint` as an array, torch's as float32."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}")
+
+
+def write_new_directory(out: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` fill a directory and names it `out` then: `out` is there complete, or not at all."""
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new directory.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
