@@ -26,6 +26,7 @@ def save_cepstra(wave: np.ndarray, stem) -> str:
     return stem.with_suffix(".npy").name
 
 
+@pytest.mark.long
 def test_speechtokenizers_recipe_lowers_its_losses_and_brings_level_0_to_the_teacher(tmp_path):
     data = write_tones(tmp_path, "speech", features=save_cepstra)
     config = load("speechtokenizer.py:dummy")

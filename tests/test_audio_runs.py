@@ -16,6 +16,7 @@ def load(name: str):
     return cli.load_config(f"configs/tokenizers/{name}").unlock()
 
 
+@pytest.mark.long
 def test_encodecs_recipe_lowers_its_loss_and_uses_its_codes(tmp_path):
     data = write_tones(tmp_path, "music")
     config = load("encodec.py:dummy")
