@@ -90,7 +90,7 @@ def their_train_step(directory: Path, rows: int, length: int) -> Callable[[], fl
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return run
 
