@@ -71,6 +71,22 @@ def test_a_sum_fused_with_its_slice_is_a_reduce_scatter():
     assert cost.collectives["reduce-scatter"] == [1, 512 * 128 * 2]
 
 
+def test_a_gather_that_goes_on_beside_computing_counts_once():
+    gather = "bf16[512,128]{1,0} all-gather(%q), channel_id=7"
+    start = (
+        f"%started.1 (q: bf16[8,128]) -> (bf16[512,128]) {{\n  %g.1 = {gather}\n"
+        '  ROOT %c.1 = (bf16[512,128]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"\n}\n\n'
+        f"%during.1 (q: bf16[8,128]) -> (bf16[512,128]) {{\n  ROOT %g.2 = {gather}\n}}\n\n"
+    )
+    calls = (
+        "%s.1 = (bf16[512,128]) fusion(%w), kind=kCustom, calls=%started.1\n"
+        "  %f.1 = (bf16[512,128]) fusion(%s.1), kind=kCustom, calls=%during.1\n"
+    )
+    cost = hlo.cost_of((start + PROGRAM[PROGRAM.index("%body") :]).replace("%p0 = ", f"{calls}  %p0 = "))
+    launches, size = hlo.cost_of(PROGRAM).collectives["all-gather"]
+    assert cost.collectives["all-gather"] == [launches + 1, size + 512 * 128 * 2]
+
+
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.cost_of("nothing")
