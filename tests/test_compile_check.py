@@ -17,6 +17,7 @@ from anygpt_jax.compilation.codec_check import (
     check_unclip_decode,
 )
 from anygpt_jax.compilation.decode_check import check_decode
+from anygpt_jax.compilation.report import DoesNotFit
 from anygpt_jax.compilation.train_check import check_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,16 @@ def test_what_does_not_fit_is_said_with_a_knob(monkeypatch):
     report, _ = check_train_step(dummy(), "v5e:2x2")
     assert not report["fits"]
     assert report["advice"] == "--config.mesh.fsdp=4 --config.mesh.data=1"
+
+
+@needs_libtpu
+def test_what_the_compiler_refuses_is_said_with_a_knob():
+    config = dummy()
+    config.data.batch_size, config.pack.seq_len = 4096, 4096
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(DoesNotFit, match=r"try --config.optimizer.accumulation=4096") as refused:
+        check_train_step(config, "v5e:1x1")
+    assert not refused.value.report["fits"]
 
 
 @needs_libtpu
