@@ -17,7 +17,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 
 from anygpt_jax.compilation.programs import PROGRAMS
-from anygpt_jax.compilation.report import describe
+from anygpt_jax.compilation.report import DoesNotFit, describe
 
 _TOPOLOGY = flags.DEFINE_multi_string(
     "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices); may be given repeatedly."
@@ -44,10 +44,13 @@ def main(positional: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # libtpu is to compile, not to look for a TPU
     reports = []
     for topology in _TOPOLOGY.value:
-        report, text = PROGRAMS[_WHAT.value](flags.FLAGS.config, topology, _ROWS.value, _LENGTH.value)
+        try:
+            report, text = PROGRAMS[_WHAT.value](flags.FLAGS.config, topology, _ROWS.value, _LENGTH.value)
+        except DoesNotFit as refused:
+            report, text = refused.report, ""
         reports.append(report)
         print(describe(report), flush=True)
-        if _HLO.value:
+        if _HLO.value and text:
             _write(_HLO.value, text)
     if _JSON.value:
         _write(_JSON.value, json.dumps(reports, indent=1) + "\n")

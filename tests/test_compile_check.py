@@ -17,6 +17,7 @@ from anygpt_jax.compilation.codec_check import (
     check_unclip_decode,
 )
 from anygpt_jax.compilation.decode_check import check_decode
+from anygpt_jax.compilation.report import DoesNotFit
 from anygpt_jax.compilation.train_check import check_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,22 @@ def test_a_sum_fused_with_its_slice_is_a_reduce_scatter():
     )
     cost = hlo.cost_of(PROGRAM.replace("%p0 = ", f"{fused}\n  %p0 = "))
     assert cost.collectives["reduce-scatter"] == [1, 512 * 128 * 2]
+
+
+def test_a_gather_that_goes_on_beside_computing_counts_once():
+    gather = "bf16[512,128]{1,0} all-gather(%q), channel_id=7"
+    start = (
+        f"%started.1 (q: bf16[8,128]) -> (bf16[512,128]) {{\n  %g.1 = {gather}\n"
+        '  ROOT %c.1 = (bf16[512,128]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"\n}\n\n'
+        f"%during.1 (q: bf16[8,128]) -> (bf16[512,128]) {{\n  ROOT %g.2 = {gather}\n}}\n\n"
+    )
+    calls = (
+        "%s.1 = (bf16[512,128]) fusion(%w), kind=kCustom, calls=%started.1\n"
+        "  %f.1 = (bf16[512,128]) fusion(%s.1), kind=kCustom, calls=%during.1\n"
+    )
+    cost = hlo.cost_of((start + PROGRAM[PROGRAM.index("%body") :]).replace("%p0 = ", f"{calls}  %p0 = "))
+    launches, size = hlo.cost_of(PROGRAM).collectives["all-gather"]
+    assert cost.collectives["all-gather"] == [launches + 1, size + 512 * 128 * 2]
 
 
 def test_a_text_that_is_no_program_is_refused():
@@ -126,6 +143,16 @@ def test_what_does_not_fit_is_said_with_a_knob(monkeypatch):
     report, _ = check_train_step(dummy(), "v5e:2x2")
     assert not report["fits"]
     assert report["advice"] == "--config.mesh.fsdp=4 --config.mesh.data=1"
+
+
+@needs_libtpu
+def test_what_the_compiler_refuses_is_said_with_a_knob():
+    config = dummy()
+    config.data.batch_size, config.pack.seq_len = 4096, 4096
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(DoesNotFit, match=r"try --config.optimizer.accumulation=4096") as refused:
+        check_train_step(config, "v5e:1x1")
+    assert not refused.value.report["fits"]
 
 
 @needs_libtpu

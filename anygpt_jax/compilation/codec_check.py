@@ -45,11 +45,11 @@ def check_speechtokenizer_encode(topology: str, rows: int, seconds: int) -> tupl
         wave = jax.ShapeDtypeStruct((rows, frames * spec.hop_length), jnp.float32)
         return weights, wave, jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    report, text = _check("speechtokenizer-encode", topology, rows, encode, arguments)
+    summary = f"SpeechTokenizer encodes {rows} clips of {seconds} s"
+    report, text = _check("speechtokenizer-encode", topology, rows, summary, encode, arguments)
     took, sound = report["seconds"], rows * seconds
     report |= {
         "seconds_of_sound": sound,
-        "summary": f"SpeechTokenizer encodes {rows} clips of {seconds} s",
         "prediction": f"{took:.3f} s, {sound / took:,.0f} times real time",
     }
     return report, text
@@ -72,9 +72,7 @@ def check_seed_encode(topology: str, rows: int) -> tuple[dict[str, Any], str]:
 
         return jax.tree_util.tree_map_with_path(stored, weights), pixels
 
-    report, text = _check("seed-encode", topology, rows, encode, arguments)
-    report["summary"] = f"SEED-2 encodes {rows} pictures"
-    return report, text
+    return _check("seed-encode", topology, rows, f"SEED-2 encodes {rows} pictures", encode, arguments)
 
 
 def check_unclip_decode(topology: str, rows: int, steps: int) -> tuple[dict[str, Any], str]:
@@ -82,13 +80,12 @@ def check_unclip_decode(topology: str, rows: int, steps: int) -> tuple[dict[str,
     spec = unclip.UnclipSpec()
     program = functools.partial(unclip.generate, spec, jnp.bfloat16)
     arguments = functools.partial(unclip.abstract_arguments, spec, rows, steps)
-    report, text = _check("unclip-decode", topology, rows, program, arguments)
-    report["summary"] = f"unCLIP draws {rows} pictures in {steps} steps"
-    return report, text
+    summary = f"unCLIP draws {rows} pictures in {steps} steps"
+    return _check("unclip-decode", topology, rows, summary, program, arguments)
 
 
 def _check(
-    what: str, topology: str, rows: int, program: Callable, arguments: Callable[[], tuple]
+    what: str, topology: str, rows: int, summary: str, program: Callable, arguments: Callable[[], tuple]
 ) -> tuple[dict[str, Any], str]:
     """Report and text of a program compiled for a slice's first chip, for abstract arguments made there."""
     mesh = Mesh(np.asarray(devices_of(topology)[:1]), ("data",))
@@ -97,9 +94,8 @@ def _check(
         at = NamedSharding(mesh, PartitionSpec())
         return jax.jit(program, in_shardings=at, out_shardings=at).lower(*arguments()).compile()
 
-    report, cost, text = measure(what, topology, mesh, compile_program)
+    advice = f"--rows={max(1, rows // 2)}"
+    report, cost, text = measure(what, topology, mesh, summary, advice, compile_program)
     took = cost.cycles / chip_of(topology).clock
     report |= {"rows": rows, "seconds": took, "prediction": f"{took:.3f} s, {rows / took:,.1f} a second"}
-    if not report["fits"]:
-        report["advice"] = f"--rows={rows // 2}"
     return report, text

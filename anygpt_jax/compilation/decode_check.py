@@ -1,6 +1,5 @@
 """Compiles the sampler's program for a slice: prefill, then one token per row and step, in a KV cache."""
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -51,24 +50,21 @@ def check_decode(config: Any, topology: str, rows: int, length: int) -> tuple[di
             lowered = jitted.lower(params, prompts, prompts, *abstract, keys, new_slots=new_slots)
             return lowered.compile()
 
-    report, cost, text = measure("decode", topology, mesh, compile_program)
     itemsize = jnp.dtype(model.dtype).itemsize
-    cache = 2 * model.num_layers * rows * length * model.num_kv_heads * model.head_dim * itemsize
-    bytes_read = (model.num_matmul_parameters * itemsize + cache) / mesh.size
+    weights = model.num_matmul_parameters * itemsize / mesh.size
+    cache = 2 * model.num_layers * rows * length * model.num_kv_heads * model.head_dim * itemsize / mesh.size
+    summary = f"{rows} rows, {length - new_slots} prompt slots and {new_slots} new tokens"
+    advice = "a larger slice" if weights > chip.memory / 2 else f"--rows={max(1, rows // 2)}"
+    report, cost, text = measure("decode", topology, mesh, summary, advice, compile_program)
     seconds = cost.cycles / chip.clock
-    bound = bytes_read / chip.bandwidth
+    bound = (weights + cache) / chip.bandwidth
     report |= {
         "rows": rows,
         "slots": length,
         "seconds": seconds,
         "seconds_per_token": seconds / new_slots,
         "roofline_seconds_per_token": bound,
-        "summary": f"{rows} rows, {length - new_slots} prompt slots and {new_slots} new tokens",
         "prediction": f"{seconds:.3f} s with the prompts, at most {1e3 * seconds / new_slots:.2f} ms a "
         f"token; reading weights and cache once takes {1e3 * bound:.2f} ms",
     }
-    if not report["fits"]:
-        report["advice"] = (
-            f"a slice of {math.ceil(report['total_bytes'] / report['limit_bytes'])} times the size"
-        )
     return report, text

@@ -71,15 +71,10 @@ def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
         if opcode in ("call", "conditional", "async-start"):
             for callee in re.findall(r"(?:to_apply=|calls=|branch_computations=\{)%([\w.\-]+)", rest):
                 _add(cost, computations, callee, times)
-        kind = next((kind for kind in _COLLECTIVES if opcode.startswith(kind)), None)
-        if opcode == "fusion" and "calls=%all-reduce-scatter" in rest:
-            kind = "reduce-scatter"  # XLA:TPU's own, written as a sum and a slice
-        if kind and not opcode.endswith("-done"):
-            entry = cost.collectives.setdefault(kind, [0, 0])
+        if collective := _collective(computations, types, result, opcode, rest):
+            entry = cost.collectives.setdefault(collective[0], [0, 0])
             entry[0] += times
-            operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
-            whole = [types.get(operand, "") for operand in operands] if kind == "reduce-scatter" else [result]
-            entry[1] += times * sum(_bytes(part) for part in whole)
+            entry[1] += times * collective[1]
         if opcode == "custom-call" and "tpu_custom_call" in rest:
             cost.kernels += times
         if opcode not in ("parameter", "tuple", "get-tuple-element"):
@@ -89,6 +84,30 @@ def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
             label = _OP_NAME.search(rest)
             cost.cycles += cycles
             cost.by_operation[re.sub(r"\d+", "", label[1])[-80:] if label else opcode] += cycles
+
+
+def _collective(
+    computations: dict, types: dict[str, str], result: str, opcode: str, rest: str
+) -> tuple[str, int] | None:
+    """Kind and bytes of the collective that an instruction starts, or None. `types`: of its operands."""
+    if opcode == "fusion":
+        callee = re.search(r"calls=%([\w.\-]+)", rest)[1]
+        inside = computations.get(callee, ())
+        if any("AsyncCollectiveStart" in attributes for *_, attributes in inside):
+            # Only started here: the fusions that follow compute beside it, and each names it once more.
+            within = {name: inner for name, inner, _, _ in inside}
+            found = (_collective(computations, within, *instruction[1:]) for instruction in inside)
+            return next(filter(None, found), None)
+        if not callee.startswith("all-reduce-scatter"):
+            return None
+        kind = "reduce-scatter"  # XLA:TPU's own, written as a sum and a slice
+    else:
+        kind = next((kind for kind in _COLLECTIVES if opcode.startswith(kind)), None)
+    if kind is None or opcode.endswith("-done"):
+        return None
+    operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
+    whole = [types.get(operand, "") for operand in operands] if kind == "reduce-scatter" else [result]
+    return kind, sum(_bytes(part) for part in whole)
 
 
 def _trips(computations: dict, condition: str) -> int:

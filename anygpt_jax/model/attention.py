@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from anygpt_jax.model import splash
 from anygpt_jax.model.config import DecoderConfig
 
+# Rows of a product that a TPU's matrix unit takes as quickly as one.
+_SUBLANES = 8
 # Finite, so that a row of masked scores still has a softmax.
 MASKED = -1e30
 
@@ -144,6 +146,47 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, 
         block = query[:, :, :, rows], key[:, :, :stop], value[:, :, :stop], bias[:, None, None, rows, :stop]
         parts.append(_attend_block(*block))
     mixed = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads, head_dim)
+
+
+def attend_beside_cache(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    stored_keys: jax.Array,
+    stored_values: jax.Array,
+    bias: jax.Array,
+    stored_bias: jax.Array,
+) -> jax.Array:
+    """Softmax attention to the T new positions and to a cache that they are not in, which is only read.
+
+    Args:
+      query: [B, T, K·G, H]; key, value: [B, K, T, H]; stored_keys, stored_values: [B, K, S, H].
+      bias: float32 [B, T, T]; stored_bias: float32 [B, T, S]; both of `mask_bias`.
+    Returns:
+      [B, T, K·G, H].
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    query = query.transpose(0, 2, 3, 1, 4) * head_dim**-0.5  # [B, K, G, T, H]
+
+    def product(letters: str, rows: jax.Array, others: jax.Array) -> jax.Array:
+        # A single row XLA:TPU multiplies in the vector unit, which takes five times as long.
+        missing = max(0, _SUBLANES - length)
+        rows = jnp.pad(rows, [(0, 0)] * 3 + [(0, missing), (0, 0)])
+        return jnp.einsum(letters, rows, others, preferred_element_type=jnp.float32)[:, :, :, :length]
+
+    parts = (key, value, bias), (stored_keys, stored_values, stored_bias)
+    scores = [product("BKGTH,BKSH->BKGTS", query, keys) + b[:, None, None] for keys, _, b in parts]
+    top = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - top) for part in scores]
+    total = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+    mixed = sum(
+        product("BKGTS,BKSH->BKGTH", part.astype(values.dtype), values)
+        for part, (_, values, _) in zip(weights, parts, strict=True)
+    )
+    mixed = (mixed / total).astype(value.dtype).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, head_dim)
 
 

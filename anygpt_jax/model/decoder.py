@@ -29,7 +29,7 @@ class Cache:
     All rows of a batch write the same slots; shorter prompts are padded on the left with segment id 0.
 
     Attributes:
-      keys, values: [layers, B, S, K, H] in the decoder's dtype, keys already rotated; or, for an unrolled
+      keys, values: [layers, B, K, S, H] in the decoder's dtype, keys already rotated; or, for an unrolled
         decoder, tuples of one [B, K, S, H] per layer.
       segment_ids: int32 [B, S]; -1 marks a slot that is not written.
       next_position: int32 [B], the position of each row's next token.
@@ -47,11 +47,10 @@ def init_cache(config: DecoderConfig, batch: int, length: int, unrolled: bool = 
     """An empty cache of `length` slots for `batch` rows, of a decoder that is `unrolled` or not."""
 
     def empty() -> jax.Array | tuple[jax.Array, ...]:
+        shape = (batch, config.num_kv_heads, length, config.head_dim)
         if unrolled:
-            shape = (batch, config.num_kv_heads, length, config.head_dim)
             return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        return jnp.zeros(shape, config.dtype)
+        return jnp.zeros((config.num_layers, *shape), config.dtype)
 
     return Cache(
         keys=empty(),
@@ -121,13 +120,17 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; writes the cache where there is one."""
+    """Grouped-query self-attention with rotary positions.
+
+    `stored` are a layer's keys and values in a cache, or None. With the result comes what is `written`: of an
+    unrolled decoder both with the new slots, else the new slots alone, [B, K, T, H].
+    """
 
     config: DecoderConfig
     unrolled: bool = False
 
     @nn.compact
-    def __call__(self, x, keys_and_values, layer, slot, rope, mask):
+    def __call__(self, x, stored, slot, rope, mask):
         c = self.config
 
         def heads(name: str, count: int, axis: str) -> jax.Array:
@@ -144,29 +147,24 @@ class Attention(nn.Module):
             value = heads("value", c.num_kv_heads, "kv_heads")
         rotate = attention.apply_rope_by_product if c.attention == "splash" else attention.apply_rope
         query, key = rotate(query, rope), rotate(key, rope)
-        if keys_and_values is not None and self.unrolled:
-            keys_and_values = tuple(
-                jax.lax.dynamic_update_slice(stored, new.swapaxes(1, 2), (0, 0, slot, 0))
-                for stored, new in zip(keys_and_values, (key, value), strict=True)
-            )
-            key, value = (stored.swapaxes(1, 2) for stored in keys_and_values)
-        elif keys_and_values is not None:
-            start = (layer, 0, slot, 0, 0)
-            keys_and_values = tuple(
-                jax.lax.dynamic_update_slice(stored, new[None], start)
-                for stored, new in zip(keys_and_values, (key, value), strict=True)
-            )
-            key, value = (stored[layer] for stored in keys_and_values)
-        if keys_and_values is None:
+        if stored is None:
+            written = None
             blocks = c.attention_blocks if x.shape[1] % c.attention_blocks == 0 else 1
             mixed = attention.self_attend(query, key, value, mask, c.attention, blocks)  # [B, T, N, H]
+        elif self.unrolled:
+            written = tuple(
+                jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), (0, 0, slot, 0))
+                for old, new in zip(stored, (key, value), strict=True)
+            )
+            mixed = attention.attend(query, *(array.swapaxes(1, 2) for array in written), mask)
         else:
-            mixed = attention.attend(query, key, value, mask)
+            written = key.swapaxes(1, 2), value.swapaxes(1, 2)
+            mixed = attention.attend_beside_cache(query, *written, *stored, *mask)
         inputs, axes = (c.num_heads, c.head_dim), ("heads", "head_dim", "embed")
         out = Projection(c, inputs, (c.embed_dim,), axes, c.residual_scale(math.prod(inputs)), name="output")(
             mixed
         )
-        return checkpoint_name(out, "output"), keys_and_values
+        return checkpoint_name(out, "output"), written
 
 
 class MLP(nn.Module):
@@ -191,21 +189,20 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm residual block as `nn.scan` wants it: (carry, layer index, …) → (carry, None)."""
+    """One pre-norm residual block as `nn.scan` wants it: (carry, layer's cache, …) → (carry, written)."""
 
     config: DecoderConfig
     unrolled: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, slot, rope, mask):
-        x, keys_and_values = carry  # [B, T, D]
-        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-        mixed, keys_and_values = Attention(self.config, self.unrolled, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x), keys_and_values, layer, slot, rope, mask
+    def __call__(self, x, stored, slot, rope, mask):
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))  # [B, T, D]
+        mixed, written = Attention(self.config, self.unrolled, name="attention")(
+            RMSNorm(self.config, name="attention_norm")(x), stored, slot, rope, mask
         )
         x = x + mixed
         x = x + MLP(self.config, self.unrolled, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return (x, keys_and_values), None
+        return x, written
 
 
 def _rematerialised(policy: str) -> type[nn.Module]:
@@ -289,32 +286,41 @@ class Decoder(nn.Module):
             x = jax.lax.with_sharding_constraint(x, divided)
             x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         slot = 0 if cache is None else cache.index
-        key_segments, keys_and_values = segment_ids, None
+        key_segments = segment_ids
         if cache is not None:
             key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, slot))
-            keys_and_values = (cache.keys, cache.values)
         rope = attention.rope_tables(positions, key_segments.shape[1], c.head_dim, c.rope_theta)
         if cache is None:
             mask = attention.self_mask(segment_ids, c.attention)
-        else:
+        elif self.unrolled:
             mask = attention.mask_bias(segment_ids, key_segments, slot)
-        x, keys_and_values = self._through_layers(x, keys_and_values, slot, rope, mask)
+        else:
+            own = attention.mask_bias(segment_ids, segment_ids, 0)
+            mask = own, attention.mask_bias(segment_ids, cache.segment_ids, slot)
+        x, keys_and_values = self._through_layers(x, cache, slot, rope, mask)
         if cache is not None:
             # A row that is all padding so far has still seen no position.
             next_position = jnp.where(segment_ids[:, -1] > 0, positions[:, -1] + 1, cache.next_position)
             cache = Cache(*keys_and_values, key_segments, next_position, slot + tokens.shape[1])
         return self.final_norm(x), cache
 
-    def _through_layers(self, x, keys_and_values, slot, rope, mask):
+    def _through_layers(self, x, cache, slot, rope, mask):
+        stored = None if cache is None else (cache.keys, cache.values)
         if not self.unrolled:
-            numbers = jnp.arange(self.config.num_layers)
-            return self.layers((x, keys_and_values), numbers, slot, rope, mask)[0]
+            # The layers only read the cache, and all of them are written at once: XLA:TPU else lays the cache
+            # out for the writing, and copies each layer's part before it reads it.
+            x, written = self.layers(x, stored, slot, rope, mask)
+            if cache is None:
+                return x, None
+            start = (0, 0, 0, slot, 0)
+            pairs = zip(stored, written, strict=True)
+            return x, tuple(jax.lax.dynamic_update_slice(old, new, start) for old, new in pairs)
         written = []
         for number, layer in enumerate(self.layers):
-            own = None if keys_and_values is None else tuple(stored[number] for stored in keys_and_values)
-            (x, own), _ = layer((x, own), number, slot, rope, mask)
+            own = None if stored is None else tuple(arrays[number] for arrays in stored)
+            x, own = layer(x, own, slot, rope, mask)
             written.append(own)
-        return x, None if keys_and_values is None else tuple(zip(*written, strict=True))
+        return x, None if stored is None else tuple(zip(*written, strict=True))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden [..., D]; rows that pad the vocabulary are at MASKED."""
