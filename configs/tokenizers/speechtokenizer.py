@@ -93,7 +93,6 @@ def small(config: config_dict.ConfigDict) -> None:
     config.adversary.networks.update(
         {"periods": (2, 5), "scales": 1, "n_ffts": (512,), "filters": 4, "shrink": 16}
     )
-    config.adversary.every = 2
     config.update({"steps": 2000, "batch_size": 6, "crop_frames": 25, "pool": 2048, "quantize_from": 200})
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup = 50

@@ -30,8 +30,9 @@ class Adversary:
     """The discriminators of a recipe, and how they learn.
 
     config.adversary: `networks` (fields of `Discriminators`), `kind` "least_squares" (SpeechTokenizer,
-    HiFi-GAN) or "hinge" (EnCodec), and `every`: they learn at every so many steps. Their optimiser has the
-    settings of the codec's own.
+    HiFi-GAN) or "hinge" (EnCodec), and `every`: they learn at every so many steps, which on a CPU costs more
+    than it saves (XLA:CPU is 50 times slower at the gradient by a kernel inside a conditional). Their
+    optimiser has the settings of the codec's own.
     """
 
     def __init__(self, config: config_dict.ConfigDict):
