@@ -10,17 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Scores of one head and image that attention holds at a time; longer queries go through in pieces.
-MOST_SCORES = 1 << 22
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Of matrix products in `dtype`: a TPU would round float32 to bfloat16 by default."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+from anygpt_tokenizers.attention import attention, precision_of
 
 
 def dense(features: int, name: str, dtype: jnp.dtype, bias: bool = True) -> nn.Dense:
-    return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision(dtype), name=name)
+    return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision_of(dtype), name=name)
 
 
 def conv(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: int = 1) -> nn.Conv:
@@ -32,7 +26,7 @@ def conv(features: int, name: str, dtype: jnp.dtype, kernel: int = 3, stride: in
         strides=stride,
         padding=side,
         dtype=dtype,
-        precision=precision(dtype),
+        precision=precision_of(dtype),
         name=name,
     )
 
@@ -100,27 +94,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, causa
 
     `causal`: position n sees 0..n only.
     """
-    batch, size, width = query.shape
-    head = width // heads
-    query, key, value = (part.reshape(batch, -1, heads, head) for part in (query, key, value))
-
-    def piece(query: jax.Array) -> jax.Array:
-        exact = precision(query.dtype)
-        scores = jnp.einsum(
-            "bqhd,bkhd->bhqk", query, key, precision=exact, preferred_element_type=jnp.float32
-        )
-        if causal:
-            scores = jnp.where(jnp.tri(size, dtype=bool), scores, -jnp.inf)
-        weights = nn.softmax(scores / math.sqrt(head)).astype(value.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=exact)
-
-    if causal:
-        return piece(query).reshape(batch, size, width)
-    pieces = next(n for n in range(1, size + 1) if size % n == 0 and size // n * key.shape[1] <= MOST_SCORES)
-    if pieces == 1:
-        return piece(query).reshape(batch, size, width)
-    query = jnp.moveaxis(query.reshape(batch, pieces, -1, heads, head), 1, 0)
-    return jnp.moveaxis(jax.lax.map(piece, query), 0, 1).reshape(batch, size, width)
+    mask = jnp.where(jnp.tri(query.shape[1], dtype=bool), 0.0, -jnp.inf) if causal else None
+    return attention(*(part.reshape(*part.shape[:2], heads, -1) for part in (query, key, value)), mask)
 
 
 def sinusoid(values: jax.Array, size: int) -> jax.Array:

@@ -14,7 +14,11 @@ HIGHEST = jax.lax.Precision.HIGHEST
 def nearest_code(book: jax.Array, x: jax.Array) -> jax.Array:
     """Index int32 [...] of the row of `book` [N, D] nearest to x [..., D]; the first wins ties."""
     products = jnp.einsum("...d,nd->...n", x, book, precision=HIGHEST)
-    return jnp.argmax(2 * products - jnp.sum(book**2, axis=-1), axis=-1).astype(jnp.int32)
+    nearness = 2 * products - jnp.sum(book**2, axis=-1)
+    # What argmax gives, in two plain reductions: its own, of pairs, XLA:CPU computes one by one.
+    nearest = nearness >= nearness.max(axis=-1, keepdims=True)
+    last = len(book) - 1
+    return jnp.where(nearest, jnp.arange(len(book), dtype=jnp.int32), last).min(axis=-1)
 
 
 _nearest_code = jax.jit(nearest_code)

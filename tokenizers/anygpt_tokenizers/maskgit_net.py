@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from anygpt_tokenizers.seed_layers import precision_of
+from anygpt_tokenizers.attention import precision_of
 
 EPSILON = 1e-6
 

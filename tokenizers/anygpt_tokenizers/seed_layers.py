@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-HIGHEST = jax.lax.Precision.HIGHEST
+from anygpt_tokenizers.attention import attention, precision_of
 
 
 class Block(nn.Module):
@@ -53,18 +53,6 @@ def heads(x: jax.Array, num_heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """query [B, N, H, K], key and value [B, M, H, K] -> [B, N, H·K]; `mask` [N, M] is added to the scores."""
-    precision = precision_of(query.dtype)
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum(
-        "bnhk,bmhk->bhnm", query, key, precision=precision, preferred_element_type=jnp.float32
-    )
-    weights = nn.softmax(scores if mask is None else scores + mask).astype(query.dtype)
-    mixed = jnp.einsum("bhnm,bmhk->bnhk", weights, value, precision=precision)
-    return mixed.reshape(*mixed.shape[:2], -1)
-
-
 def dense(features: int, name: str, dtype: jnp.dtype, bias: bool = True) -> nn.Dense:
     """A linear layer that multiplies in `dtype`."""
     return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision_of(dtype), name=name)
@@ -73,8 +61,3 @@ def dense(features: int, name: str, dtype: jnp.dtype, bias: bool = True) -> nn.D
 def norm(name: str, epsilon: float) -> nn.LayerNorm:
     """LayerNorm in float32, the variance computed as torch does."""
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
-
-
-def precision_of(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Float32 means float32, also where a back end would round its products to bfloat16."""
-    return HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT

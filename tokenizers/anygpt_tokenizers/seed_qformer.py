@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from anygpt_tokenizers.seed_layers import attention, dense, heads, norm
+from anygpt_tokenizers.attention import attention
+from anygpt_tokenizers.seed_layers import dense, heads, norm
 
 EPSILON = 1e-12
 MASKED = -10000.0  # added to the score of a later query, as BERT does
