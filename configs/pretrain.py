@@ -22,14 +22,19 @@ MIXTURE = {
 # What changes on a slice. One row of 4,096 tokens per device where there is not more memory than that; the
 # parameters divided over all devices. Predictions and how they were checked: docs/performance.md.
 _ROWS_OF_4096 = {"pack.seq_len": 4096, "mesh.data": 1}
-_HALF_OF_VMEM = {"scoped_vmem_kib": 65_536}
+_BIG_TILES = {"scoped_vmem_kib": 65_536}  # half of a v5e's or v6e's vector memory for one fusion
 _LINES_AND_PLANES = {"mesh.data": 4, "mesh.fsdp": 16, "rules": TWO_STEP_RULES}
 SLICES = {
-    "v4-128": {"data.batch_size": 64, "model.remat_policy": "full", **_LINES_AND_PLANES},
-    "v5e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "full", **_HALF_OF_VMEM},
-    "v5e-256": {"data.batch_size": 256, "mesh.fsdp": 256, "model.remat_policy": "full", **_HALF_OF_VMEM},
-    "v5p-128": {"data.batch_size": 128, "model.remat_policy": "minimal", **_LINES_AND_PLANES},
-    "v6e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "save_qkv"},
+    "v4-128": {"data.batch_size": 64, "model.remat_policy": "minimal", **_LINES_AND_PLANES},
+    "v5e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "products", **_BIG_TILES},
+    "v5e-256": {"data.batch_size": 256, "mesh.fsdp": 256, "model.remat_policy": "products", **_BIG_TILES},
+    "v5p-128": {
+        "data.batch_size": 128,
+        "model.remat_policy": "minimal",
+        "scoped_vmem_kib": 32_768,
+        **_LINES_AND_PLANES,
+    },
+    "v6e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "save_qkv", **_BIG_TILES},
     # No compiler checks these two.
     "8xh100": {"data.batch_size": 16, "mesh.fsdp": 8, "model.remat_policy": "minimal"},
     "h200": {"data.batch_size": 2, "mesh.fsdp": 1, "model.remat_policy": "full"},
