@@ -133,10 +133,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, 
       [B, T, K·G, H].
     """
     batch, length, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    # Heads before positions, and the G query heads of a key head as one run of rows per position.
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    query = query.transpose(0, 2, 3, 1, 4) * head_dim**-0.5  # [B, K, G, T, H]
+    query = _by_key_head(query, key.shape[2])
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # [B, K, S, H]
     size = length // blocks
     parts = []
@@ -167,9 +164,7 @@ def attend_beside_cache(
       [B, T, K·G, H].
     """
     batch, length, heads, head_dim = query.shape
-    kv_heads = key.shape[1]
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    query = query.transpose(0, 2, 3, 1, 4) * head_dim**-0.5  # [B, K, G, T, H]
+    query = _by_key_head(query, key.shape[1])
 
     def product(letters: str, rows: jax.Array, others: jax.Array) -> jax.Array:
         # A single row XLA:TPU multiplies in the vector unit, which takes five times as long.
@@ -188,6 +183,13 @@ def attend_beside_cache(
     )
     mixed = (mixed / total).astype(value.dtype).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, head_dim)
+
+
+def _by_key_head(query: jax.Array, kv_heads: int) -> jax.Array:
+    """Queries [B, T, K·G, H], scaled, as [B, K, G, T, H]: the G heads of a key head are one run of rows."""
+    batch, length, heads, head_dim = query.shape
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    return query.transpose(0, 2, 3, 1, 4) * head_dim**-0.5
 
 
 @jax.custom_vjp
