@@ -3,7 +3,8 @@
     python -m anygpt_jax.sample "text|image|a small red circle" "text|speech|draw a blue square"
     python -m anygpt_jax.sample --workdir=runs/quickstart/model "image|text|picture.png"
 
-Each argument is one request, `source|target|content`; content is a text or the path of a file. Without
+Each argument is one request, `source|target|content`; content is a text or the path of a file. Where a model
+speaks through SoundStorm, `text|speech|content|voice.wav` is spoken in the voice of that file. Without
 arguments, requests are read line by line until `quit`. Media are written to --out.
 """
 

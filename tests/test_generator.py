@@ -99,7 +99,9 @@ def test_requests_for_text_read_files(generator, media, name):
     ("line", "message"),
     [
         ("text|image", "2 fields"),
-        ("text|speech|hello|voice.wav", "4 fields"),
+        ("text|speech|hello|voice.wav|more", "5 fields"),
+        ("text|speech|hello|voice.wav", "no file 'voice.wav' to take the voice from"),
+        ("text|image|hello|voice.wav", "only text|speech requests"),
         ("text|smell|roses", "does not know 'smell'"),
         ("text|text|hello", "not a pair"),
         ("image|speech|a.png", "not a pair"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec
+from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 from tqdm import tqdm
 
 from anygpt_jax.checkpoint import LoadedModel
@@ -97,42 +98,57 @@ class Generator:
         """Codes [F, K] of any lengths to media: uint8 [S, S, 3] or float32 [T]."""
         return decode_many(self.model.codecs[modality], codes)
 
-    def run(self, line: str, out_dir: str | os.PathLike, seed: int = 0, **settings) -> Answer:
-        """One request in the grammar of the original command line, `source|target|content`.
+    def encode_voice(self, modality: str, path: str | os.PathLike) -> np.ndarray:
+        """The codes of a recording whose voice `modality` shall be spoken in; UserError if it can't be."""
+        codec = self.model.codecs[modality]
+        if not isinstance(codec, SpeechTokenizer):
+            raise UserError(
+                f"This model's {modality} codec follows no voice; a SpeechTokenizer with a SoundStorm does."
+            )
+        return codec.encode_voice(path)
 
-        Content is text or the path of a file. Media are written to `out_dir`; `settings` as in `generate`.
+    def run(self, line: str, out_dir: str | os.PathLike, seed: int = 0, **settings) -> Answer:
+        """One request in the grammar of the original command line, `source|target|content[|voice]`.
+
+        Content is text or the path of a file, voice the path of a recording. Media are written to `out_dir`;
+        `settings` as in `generate`.
 
         Raises:
-          UserError: not three fields, unknown modalities, a file that cannot be used.
+          UserError: a wrong number of fields, unknown modalities, a file that cannot be used.
         """
-        source, target, content = self.parse_request(line)
+        source, target, content, voice = self.parse_request(line)
+        spoken = {"voice": self.encode_voice(target, voice)} if voice else {}
         if source != TEXT:
             content = self.model.codecs[source].encode_file(content)
         (answer,) = self.generate(f"{source}->{target}", [content], seed, **settings)
         if target == TEXT:
             return Answer(f"{source}->{target}", text=answer)
         codec = self.model.codecs[target]
-        path = _free_path(Path(out_dir), line.split("|", 2)[2], EXTENSIONS[codec.kind])
-        codec.write(self.decode(target, [answer])[0], path)
+        named = line.split("|")[2].strip()
+        named = f"{named[:20]}--{Path(voice).stem}--" if voice else named
+        path = _free_path(Path(out_dir), named, EXTENSIONS[codec.kind])
+        codec.write(codec.decode(answer[None], **spoken)[0], path)
         return Answer(f"{source}->{target}", codes=answer, path=path)
 
-    def parse_request(self, line: str) -> tuple[str, str, str]:
-        """`source|target|content`, checked against the vocabulary."""
+    def parse_request(self, line: str) -> tuple[str, str, str, str]:
+        """`source|target|content[|voice]`, checked against the vocabulary; voice is "" if there is none."""
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) == 4 and not fields[3]:
-            fields.pop()  # the original's optional voice prompt, left empty
-        if len(fields) != 3:
+        if len(fields) not in (3, 4):
             raise UserError(
                 f"{line!r} has {len(fields)} fields; write source|target|content, such as "
-                "'text|image|a small red circle'."
+                "'text|image|a small red circle', or text|speech|content|voice.wav."
             )
-        source, target, content = fields
+        source, target, content, voice = [*fields, ""][:4]
         self.parse_direction(f"{source}->{target}")
         if not content:
             raise UserError(f"{line!r} has no content; write a text or a file's path after the second '|'.")
         if source != TEXT and not os.path.isfile(content):
             raise UserError(f"There is no file {content!r} to read {source} from.")
-        return source, target, content
+        if voice and (source, target) != (TEXT, "speech"):
+            raise UserError(f"{line!r} names a voice, {voice!r}, which only text|speech requests can have.")
+        if voice and not os.path.isfile(voice):
+            raise UserError(f"There is no file {voice!r} to take the voice from.")
+        return source, target, content, voice
 
     def parse_direction(self, direction: str) -> tuple[str, str]:
         """Source and target of "image->text" and the like, checked against the vocabulary."""

@@ -94,7 +94,10 @@ class AudioTraining:
         config, codec = self.config, self.codec_config
         params = self.generator.init(rng, config.crop_frames)
         codebooks = residual_vq.init_codebooks(
-            codec["num_codebooks"], codec["codebook_size"], codec["dimension"], config.pool
+            codec.get("quantizers", codec["num_codebooks"]),
+            codec["codebook_size"],
+            codec["dimension"],
+            config.pool,
         )
         adversary, balance = (), ()
         if self.adversary:

@@ -105,10 +105,11 @@ class PublishedCodec(OnMesh, Codec):
                 parts.append(self._decode_long(rows, row_lengths, first))
         return np.concatenate(parts)
 
-    def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips [T] of any lengths -> int32 [frames, codebooks] each; similar lengths go together.
+    def encode_many(self, items: list[np.ndarray], last: int | None = None) -> list[np.ndarray]:
+        """Clips [T] of any lengths -> int32 [frames, last] each; similar lengths go together.
 
-        Clips of more than one program go alone, so that memory is set by the longest.
+        `last` levels are used, all `num_codebooks` by default. Clips of more than one program go alone, so
+        that memory is set by the longest.
         """
         results: list[np.ndarray] = [None] * len(items)
         order = sorted(range(len(items)), key=lambda index: len(items[index]))
@@ -122,7 +123,9 @@ class PublishedCodec(OnMesh, Codec):
                 batch = np.zeros((len(members), max(lengths), *items[members[0]].shape[1:]), np.float32)
                 for row, index in enumerate(members):
                     batch[row, : lengths[row]] = items[index]
-            for index, length, codes in zip(members, lengths, self.encode(batch, lengths), strict=True):
+            for index, length, codes in zip(
+                members, lengths, self.encode(batch, lengths, 0, last), strict=True
+            ):
                 results[index] = codes[: -(-length // self.hop_length)]
         return results
 

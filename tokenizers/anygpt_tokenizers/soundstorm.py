@@ -105,11 +105,12 @@ def kept_unknown(steps: int, total: int) -> list[int]:
 
 
 class SoundStorm:
-    """Weights and network. Attributes: spec, params (float32), net."""
+    """Weights and network. Attributes: spec, params (float32), net; options, how it decodes by default."""
 
-    def __init__(self, spec: SoundStormSpec, params: dict):
+    def __init__(self, spec: SoundStormSpec, params: dict, options: Options = Options()):
         self.spec = spec
         self.params = params
+        self.options = options
         self.net = SoundStormNet(spec)
 
     @functools.cached_property
@@ -133,9 +134,9 @@ class SoundStorm:
           prompt: codes [B, P, 1 + levels] of a voice to continue in.
           lengths: [B], how much of each row of `semantic` counts; not with mode "reference".
           seed: of the noise, where `greedy` is off.
-          options: see `Options`.
+          options: fields of `Options` that differ from the model's own.
         """
-        options = Options(**options)
+        options = dataclasses.replace(self.options, **options)
         arrays = checked(self.spec, semantic, prompt, lengths, options)
         return np.asarray(generate(self.net, self.weights, *arrays, jax.random.key(seed), options))
 
@@ -143,7 +144,11 @@ class SoundStorm:
         """Writes config.json and weights.safetensors."""
         flat = traverse_util.flatten_dict(self.params, sep="/")
         stored = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-        config = {"type": "soundstorm", **dataclasses.asdict(self.spec)}
+        config = {
+            "type": "soundstorm",
+            **dataclasses.asdict(self.spec),
+            "decoding": dataclasses.asdict(self.options),
+        }
         codec.write_directory(Path(directory), config, safetensors.numpy.save(stored))
 
     @classmethod
@@ -152,7 +157,8 @@ class SoundStorm:
         config, params = codec.read_directory(Path(directory))
         if config.pop("type", None) != "soundstorm":
             raise UserError(f"{directory} holds no SoundStorm; import one with import-soundstorm.")
-        return cls(SoundStormSpec(**config), params)
+        options = Options(**config.pop("decoding", {}))
+        return cls(SoundStormSpec(**config), params, options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))

@@ -11,8 +11,11 @@ from flax import traverse_util
 
 from anygpt_tokenizers.checkpoint_files import State, read_state, write_new_directory
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.soundstorm import SoundStorm
+from anygpt_tokenizers.soundstorm import Options, SoundStorm
 from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
+
+# How AnyGPT decodes with its published model.
+PUBLISHED = Options(steps=3, mode="reference")
 
 # Our names inside a block -> the original's. Kernels are transposed, [out, in, kernel] there.
 BLOCK_KEYS = {
@@ -47,6 +50,8 @@ OLDER = re.compile(r"(\.conv)\.net\.(0|2|4\.conv|6|7)\.")
 def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: int = 8) -> SoundStorm:
     """Writes a SoundStorm checkpoint to the new directory `out`, and returns the model.
 
+    It decodes as AnyGPT does: mode "reference", 3 steps.
+
     Args:
       ckpt: the state dict of AnyGPT's SoundStorm (or of the port it comes from), torch's or safetensors.
       out: must not exist yet.
@@ -78,7 +83,7 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
     unknown = sorted(set(arrays) - used)
     if unknown:
         raise UserError(f"{place}: the key {original[unknown[0]]!r} is not known.")
-    model = SoundStorm(spec, traverse_util.unflatten_dict(params))
+    model = SoundStorm(spec, traverse_util.unflatten_dict(params), PUBLISHED)
     write_new_directory(Path(out), model.save_pretrained)
     return model
 

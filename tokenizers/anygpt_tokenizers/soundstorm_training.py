@@ -70,7 +70,7 @@ class SoundStormTraining:
         paths = [Path(data_dir) / row[field] for row in rows_with(data_dir, field)]
         if wanted.codec:
             codec = load_codec(wanted.codec)
-            examples = codec.encode_many([codec.read_file(path) for path in paths])
+            examples = codec.encode_many([codec.read_file(path) for path in paths], 1 + self.spec.levels)
         else:
             examples = [_read_codes(path) for path in paths]
         for path, codes in zip(paths, examples, strict=True):
