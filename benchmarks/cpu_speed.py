@@ -143,7 +143,7 @@ def compare(name: str, ours: Callable, theirs: Callable, count: Callable, rounds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rounds", 5), ("rows", 4), ("length", 512), ("new", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     available = sorted(os.sched_getaffinity(0))

@@ -1,14 +1,19 @@
 """Codecs of sound beside each other on the held-out small world: what is left of a clip after codes and back.
 
+    pip install torch && pip install --no-deps resemblyzer webrtcvad-wheels    # speaker distance
     python benchmarks/small_codecs.py --world=runs/world/heldout --codecs=shipped,runs/speech [--limit=100]
 
-Prints one JSON line per codec and number of levels (all of them, and the first only): mel distance (mean
-absolute difference of log amplitudes in 80 mel bands) and SI-SDR in dB against the original clip, bits per
-second, and the judge's verdict: word error rate of pocketsphinx for speech, share of attributes right for
-music. The real clips' verdict comes first.
+Prints one JSON line per codec and way back to sound: from all levels of codes, from the first only, and,
+where a SoundStorm lies in the codec's directory, from the first with the others told by it, without and with
+another clip of the same voice as its prompt. Each has the mel distance (mean absolute difference of log
+amplitudes in 80 mel bands) and SI-SDR in dB against the original clip, bits per second, and the judge's
+verdict: word error rate of pocketsphinx for speech, share of attributes right for music. For speech also the
+speaker distance, 1 - cosine of Resemblyzer's embeddings of the two. The real clips come first; their speaker
+distance is that to the prompt.
 """
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,47 +24,91 @@ from anygpt_tokenizers.audio_codec import AudioCodec
 from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
 from anygpt_tokenizers.media_audio import prepare_audio
 from anygpt_tokenizers.published_codec import PublishedCodec
+from anygpt_tokenizers.speechtokenizer import SOUNDSTORM, SpeechTokenizer
 
 from anygpt_jax.smallworld import judges
 
+Way = tuple[int, Callable[[int], np.ndarray]]  # codes of a frame that are told; index of a clip -> its sound
 
-def first_levels(codec: Codec, levels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function int [F, K] -> sound [T] from the first `levels` codes of every frame."""
+
+def ways_back(codec: Codec, clips: list[np.ndarray], prompts: list[int]) -> dict[str, Way]:
+    """How the codes of `clips` become sound again, by name; `prompts`: indices of clips of the same voice."""
     if isinstance(codec, AudioCodec):  # which decodes as many codes as it has codebooks
-        books = codec.params["codebooks"][:levels]
-        codec = AudioCodec({**codec.config, "num_codebooks": levels}, {**codec.params, "codebooks": books})
-    elif not isinstance(codec, PublishedCodec):
+        coded, books = codec.encode_many(clips), codec.params["codebooks"][:1]
+        first = AudioCodec({**codec.config, "num_codebooks": 1}, {**codec.params, "codebooks": books})
+        ways = {"all levels": (codec.num_codebooks, lambda index: codec.decode(coded[index][None])[0])}
+        if codec.num_codebooks > 1:
+            ways["first level"] = 1, lambda index: first.decode(coded[index][None, :, :1])[0]
+        return ways
+    if not isinstance(codec, PublishedCodec):
         raise TypeError(f"{type(codec).__name__} is no codec of sound")
-    return lambda codes: codec.decode(codes[None, :, :levels])[0]
+    levels = codec.spec.quantizers
+    coded = codec.encode_many(clips, levels)
+    ways = {
+        "all levels": (levels, lambda index: PublishedCodec.decode(codec, coded[index][None])[0]),
+        "first level": (1, lambda index: PublishedCodec.decode(codec, coded[index][None, :, :1])[0]),
+    }
+    if isinstance(codec, SpeechTokenizer) and (codec.directory / SOUNDSTORM).is_dir():
+        codec.num_codebooks = 1
+        ways["SoundStorm"] = 1, lambda index: codec.decode(coded[index][None, :, :1])[0]
+        ways["SoundStorm, prompt"] = (
+            1,
+            lambda index: codec.decode(coded[index][None, :, :1], voice=coded[prompts[index]])[0],
+        )
+    return ways
 
 
-def verdict(direction: str, rows: list[dict], waves: list[np.ndarray], rate: int) -> dict[str, float]:
-    """{metric: score} of sounds at `rate`."""
-    heard = [prepare_audio(wave, rate, judges.SAMPLE_RATE) if wave.any() else wave for wave in waves]
-    scores = [judges.score(direction, row, wave) for row, wave in zip(rows, heard, strict=True)]
-    return {judges.JUDGES[direction][0]: round(judges.mean_score(direction, scores), 4)}
+def prompts_of(rows: list[dict]) -> list[int]:
+    """For each row the next one of the same voice, itself if there is none."""
+    voices = [row["attributes"].get("voice") for row in rows]
+    after = [[*range(index + 1, len(rows)), *range(index)] for index in range(len(rows))]
+    return [
+        next((other for other in after[index] if voices[other] == voice), index)
+        for index, voice in enumerate(voices)
+    ]
 
 
-def compare(name: str, codec: Codec, world: str, direction: str, rows: list[dict]) -> Iterator[dict]:
-    """One line for all levels, one for the first."""
+@functools.cache
+def embedder() -> Callable[[np.ndarray], np.ndarray]:
+    """Sound at 16 kHz -> a unit vector that tells the speaker."""
+    from resemblyzer import VoiceEncoder
+
+    return VoiceEncoder("cpu", verbose=False).embed_utterance
+
+
+def speaker_distance(waves: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """Mean of 1 - cosine."""
+    pairs = zip(waves, others, strict=True)
+    return round(float(np.mean([1 - embedder()(wave) @ embedder()(other) for wave, other in pairs])), 4)
+
+
+def verdict(direction: str, rows: list[dict], waves: list[np.ndarray], real: list[np.ndarray]) -> dict:
+    """{metric: score} of sounds at the judges' rate; of speech also how far the speaker is from `real`'s."""
+    scores = [judges.score(direction, row, wave) for row, wave in zip(rows, waves, strict=True)]
+    found = {judges.JUDGES[direction][0]: round(judges.mean_score(direction, scores), 4)}
+    return found | ({"speaker_distance": speaker_distance(waves, real)} if "speech" in direction else {})
+
+
+def compare(
+    name: str, codec: Codec, world: str, direction: str, rows: list[dict], real: list
+) -> Iterator[dict]:
+    """One line for each way back from the codes."""
     clips = [codec.read_file(f"{world}/{row[codec.modality]}") for row in rows]
-    coded = codec.encode_many(clips)
-    for levels in sorted({codec.num_codebooks, 1}, reverse=True):
-        decode = first_levels(codec, levels)
-        waves = [np.clip(decode(codes), -1, 1) for codes in coded]
+    for way, (levels, decode) in ways_back(codec, clips, prompts_of(rows)).items():
+        waves = [np.clip(decode(index), -1, 1) for index in range(len(clips))]
         padded = [np.pad(clip, (0, len(wave) - len(clip))) for clip, wave in zip(clips, waves, strict=True)]
         pairs = list(zip(waves, padded, strict=True))
+        heard = [prepare_audio(w, codec.sample_rate, judges.SAMPLE_RATE) if w.any() else w for w in waves]
+        distances = [audio_losses.mel_distance(*pair, codec.sample_rate) for pair in pairs]
         yield {
             "codec": name,
             "type": codec.type,
-            "levels": levels,
+            "from": way,
             "bits_per_second": round(codec.frame_rate * levels * math.log2(codec.codebook_size)),
             "clips": len(clips),
-            "mel_distance": round(
-                float(np.mean([audio_losses.mel_distance(*pair, codec.sample_rate) for pair in pairs])), 4
-            ),
+            "mel_distance": round(float(np.mean(distances)), 4),
             "si_sdr_db": round(float(np.mean([audio_losses.si_sdr(*pair) for pair in pairs])), 2),
-            **verdict(direction, rows, waves, codec.sample_rate),
+            **verdict(direction, rows, heard, real),
         }
 
 
@@ -73,10 +122,11 @@ def main() -> None:
     direction = f"text->{args.modality}"
     rows = judges.load_rows(args.world, args.modality, args.limit)
     real = [judges.load_media(args.world, row, args.modality) for row in rows]
-    print(json.dumps({"codec": "none", **verdict(direction, rows, real, judges.SAMPLE_RATE)}), flush=True)
+    spoken = [real[index] for index in prompts_of(rows)]
+    print(json.dumps({"codec": "none", **verdict(direction, rows, real, spoken)}), flush=True)
     for name in args.codecs.split(","):
         codec = shipped_codec(args.modality) if name == "shipped" else load_codec(name)
-        for line in compare(name, codec, args.world, direction, rows):
+        for line in compare(name, codec, args.world, direction, rows, real):
             print(json.dumps(line), flush=True)
 
 
