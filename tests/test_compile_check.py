@@ -13,7 +13,7 @@ from anygpt_tokenizers.cli import UserError, load_config
 from anygpt_jax.compilation import hlo, slices
 from anygpt_jax.compilation.codec_check import (
     check_seed_encode,
-    check_speechtokenizer_encode,
+    check_sound,
     check_unclip_decode,
 )
 from anygpt_jax.compilation.decode_check import check_decode
@@ -181,7 +181,7 @@ def test_the_sampler_compiles_for_a_slice():
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e:1x1", "v4:1x1x1"])
 def test_a_codec_compiles_for_one_chip(chip):
-    report, _ = check_speechtokenizer_encode(chip, rows=64, seconds=10)
+    report, _ = check_sound("SpeechTokenizer", "encode", chip, rows=64, seconds=10)
     assert report["fits"] and report["devices"] == 1
     assert report["seconds_of_sound"] > report["seconds"]
 

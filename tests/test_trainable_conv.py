@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from anygpt_tokenizers.trainable_conv import FEW_CHANNELS, convolve
+from anygpt_tokenizers.trainable_conv import FEW_CHANNELS, convolve, depthwise
 
 CASES = [
     # shape of x, kernel, features, stride, padding, dilation, groups
@@ -39,11 +39,34 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(case):
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(*taps, shape[-1] // settings[-1], features)), jnp.float32)
 
-    def value_and_gradients(function):
-        y = function(x, kernel, *settings)
-        weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
-        gradients = jax.grad(lambda x, k: jnp.sum(weights * function(x, k, *settings)), (0, 1))(x, kernel)
-        return (y, *gradients)
+    assert_alike(lambda x, k: convolve(x, k, *settings), lambda x, k: plain(x, k, *settings), x, kernel)
 
-    for ours, theirs in zip(value_and_gradients(convolve), value_and_gradients(plain), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()), rtol=0)
+
+@pytest.mark.parametrize("taps", [4, 5])
+def test_a_channel_by_itself_is_convolved_as_in_groups(taps):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 9, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(taps, 1, 6)), jnp.float32)
+
+    def grouped(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1,),
+            [(taps // 2, (taps - 1) // 2)],
+            dimension_numbers=("NHC", "HIO", "NHC"),
+            feature_group_count=6,
+            precision="highest",
+        )
+
+    assert_alike(depthwise, grouped, x, kernel)
+
+
+def assert_alike(ours, theirs, x, kernel):
+    def value_and_gradients(function):
+        y = function(x, kernel)
+        weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+        return (y, *jax.grad(lambda x, k: jnp.sum(weights * function(x, k)), (0, 1))(x, kernel))
+
+    for mine, other in zip(value_and_gradients(ours), value_and_gradients(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()), rtol=0)

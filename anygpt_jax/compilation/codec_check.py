@@ -15,38 +15,64 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from anygpt_jax.compilation.report import measure
 from anygpt_jax.compilation.slices import chip_of, devices_of
 
-# The published speechtokenizer_hubert_avg (arXiv 2308.16692).
-SPEECHTOKENIZER = SeanetSpec(
-    n_filters=64,
-    strides=(8, 5, 4, 2),
-    dimension=1024,
-    quantizers=8,
-    codebook_size=1024,
-    bidirectional=True,
-    activation="ELU",
-    semantic_dimension=768,
-)
-_SAMPLE_RATE = 16_000
+# name → (sample rate, sizes): speechtokenizer_hubert_avg (arXiv 2308.16692) and encodec_32khz (2210.13438).
+_CODECS = {
+    "SpeechTokenizer": (
+        16_000,
+        SeanetSpec(
+            n_filters=64,
+            strides=(8, 5, 4, 2),
+            dimension=1024,
+            quantizers=8,
+            codebook_size=1024,
+            bidirectional=True,
+            activation="ELU",
+            semantic_dimension=768,
+        ),
+    ),
+    "EnCodec": (
+        32_000,
+        SeanetSpec(
+            n_filters=64,
+            strides=(8, 5, 4, 4),
+            dimension=128,
+            quantizers=4,
+            codebook_size=2048,
+            conv_shortcut=False,
+        ),
+    ),
+}
 
 
-def check_speechtokenizer_encode(topology: str, rows: int, seconds: int) -> tuple[dict[str, Any], str]:
-    """Compiles what `SpeechTokenizer.encode` runs for `rows` clips of `seconds`, on a slice's first chip."""
-    spec, block = SPEECHTOKENIZER, published_codec.BLOCK
-    module = PublishedSeanet(spec)
-    frames = published_codec.bucket(-(-seconds * _SAMPLE_RATE // spec.hop_length))
+def check_sound(
+    codec: str, method: str, topology: str, rows: int, seconds: int
+) -> tuple[dict[str, Any], str]:
+    """Compiles what a codec of sound runs for `rows` clips of `seconds`, on a slice's first chip.
+
+    `codec` is "SpeechTokenizer" or "EnCodec" (32 kHz), `method` is "encode" or "decode".
+    """
+    rate, spec = _CODECS[codec]
+    block, module = published_codec.BLOCK, PublishedSeanet(spec)
+    frames = published_codec.bucket(-(-seconds * rate // spec.hop_length))
 
     def encode(weights: Any, wave: jax.Array, lengths: jax.Array) -> jax.Array:
         latents = published_programs.latents_of_clips(module, weights, wave, lengths, block)
         return published_programs.quantize(module, weights, latents, 0, spec.quantizers)
 
+    def decode(weights: Any, codes: jax.Array, lengths: jax.Array) -> jax.Array:
+        return published_programs.decode_clips(module, weights, codes, lengths, 0, block)
+
     def arguments() -> tuple:
         example = jax.ShapeDtypeStruct((1, block * spec.hop_length), jnp.float32)
         weights = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
         wave = jax.ShapeDtypeStruct((rows, frames * spec.hop_length), jnp.float32)
-        return weights, wave, jax.ShapeDtypeStruct((rows,), jnp.int32)
+        codes = jax.ShapeDtypeStruct((rows, frames, spec.quantizers), jnp.int32)
+        given = {"encode": wave, "decode": codes}[method]
+        return weights, given, jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    summary = f"SpeechTokenizer encodes {rows} clips of {seconds} s"
-    report, text = _check("speechtokenizer-encode", topology, rows, summary, encode, arguments)
+    what, summary = f"{codec.lower()}-{method}", f"{codec} {method}s {rows} clips of {seconds} s"
+    program = {"encode": encode, "decode": decode}[method]
+    report, text = _check(what, topology, rows, summary, program, arguments)
     took, sound = report["seconds"], rows * seconds
     report |= {
         "seconds_of_sound": sound,

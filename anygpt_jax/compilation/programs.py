@@ -5,13 +5,20 @@ from typing import Any
 
 from anygpt_jax.compilation.codec_check import (
     check_seed_encode,
-    check_speechtokenizer_encode,
+    check_sound,
     check_unclip_decode,
 )
 from anygpt_jax.compilation.decode_check import check_decode
 from anygpt_jax.compilation.train_check import check_train_step
 
 Check = Callable[[Any, str, int | None, int | None], tuple[dict[str, Any], str]]
+
+
+def _sound(codec: str, method: str) -> Check:
+    return lambda config, topology, rows, length: check_sound(
+        codec, method, topology, rows or 64, length or 10
+    )
+
 
 # name → (config, topology, rows, length) → report and program text. Rows and length are None where the user
 # gave none; a train step has them in its config.
@@ -20,9 +27,10 @@ PROGRAMS: dict[str, Check] = {
     "decode": lambda config, topology, rows, length: check_decode(
         config, topology, rows or 8, length or 2048
     ),
-    "speechtokenizer-encode": lambda config, topology, rows, length: check_speechtokenizer_encode(
-        topology, rows or 64, length or 10
-    ),
+    "speechtokenizer-encode": _sound("SpeechTokenizer", "encode"),
+    "speechtokenizer-decode": _sound("SpeechTokenizer", "decode"),
+    "encodec-encode": _sound("EnCodec", "encode"),
+    "encodec-decode": _sound("EnCodec", "decode"),
     "seed-encode": lambda config, topology, rows, length: check_seed_encode(topology, rows or 64),
     "unclip-decode": lambda config, topology, rows, length: check_unclip_decode(
         topology, rows or 4, length or 20

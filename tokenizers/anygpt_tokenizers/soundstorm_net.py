@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from anygpt_tokenizers.trainable_conv import depthwise
+
 HIGHEST = jax.lax.Precision.HIGHEST
 ROTARY_BASE = 10000.0
 NORM_EPSILON = 1e-5
@@ -108,21 +110,24 @@ class ConformerBlock(nn.Module):
         x, gate = jnp.split(x, 2, axis=-1)
         inside = valid[..., None]
         x = jnp.where(inside, x * nn.sigmoid(gate), 0)
-        side = spec.conv_kernel // 2
-        padding = [(side, side + spec.conv_kernel % 2 - 1)]
-        x = nn.Conv(
-            width,
-            (spec.conv_kernel,),
-            padding=padding,
-            feature_group_count=width,
-            precision=HIGHEST,
-            name="conv",
-        )(x)
+        x = DepthwiseConv(spec.conv_kernel, name="conv")(x)
         x = nn.swish(jnp.where(inside, x, 0))
         gamma = self.param("conv_scale", nn.initializers.ones, (width,))
         spread = jnp.maximum(x.var(-1, keepdims=True), 1e-6)
         x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(spread) * gamma
         return _dense(spec.dim, "conv_out")(x)
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution [B, N, D] of `kernel_size` positions around each, every channel by itself."""
+
+    kernel_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, 1, width))
+        return depthwise(x, kernel) + self.param("bias", nn.initializers.zeros, (width,))
 
 
 def rotated(x: jax.Array) -> jax.Array:

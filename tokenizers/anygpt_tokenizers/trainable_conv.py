@@ -27,12 +27,41 @@ def convolve(
     """
     dilation = tuple(dilation or (1,) * len(stride))
     padding = [(side, side) for side in padding]
-    if jax.default_backend() == "cpu":
-        if groups > 1 and x.shape[-1] <= FEW_CHANNELS:
-            kernel, groups = ungrouped(kernel, groups), 1
-        if groups == 1 and any(step > 1 for step in stride):
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        divided = 1 if x.shape[-1] <= FEW_CHANNELS else groups
+        kernel = kernel if divided == groups else ungrouped(kernel, groups)
+        if divided == 1 and any(step > 1 for step in stride):
             x, kernel = folded(x, kernel, stride, padding, dilation)
-            stride, padding = (1,) * len(stride), [(0, 0)] * len(stride)
+            return _convolve(x, kernel, (1,) * len(stride), [(0, 0)] * len(stride), dilation, 1)
+        return _convolve(x, kernel, stride, padding, dilation, divided)
+
+    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _convolve(x, kernel, stride, padding, dilation, groups)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of x [B, T, C] with kernel [taps, 1, C], each channel by itself, as long as x.
+
+    On a CPU a sum of shifted products: a convolution in groups is slow there, and inside a loop slower.
+    """
+    taps = kernel.shape[0]
+    padding = (taps // 2, (taps - 1) // 2)
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        length = x.shape[1]
+        x = jnp.pad(x, ((0, 0), padding, (0, 0)))
+        return sum(x[:, tap : tap + length] * kernel[tap] for tap in range(taps))
+
+    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _convolve(x, kernel, (1,), [padding], (1,), x.shape[-1])
+
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _convolve(x, kernel, stride, padding, dilation, groups) -> jax.Array:
     space = "HW"[: len(stride)]
     return jax.lax.conv_general_dilated(
         x,
