@@ -5,11 +5,11 @@
 
 Prints one JSON line per codec and way back to sound: from all levels of codes, from the first only, and,
 where a SoundStorm lies in the codec's directory, from the first with the others told by it, without and with
-another clip of the same voice as its prompt. Each has the mel distance (mean absolute difference of log
-amplitudes in 80 mel bands) and SI-SDR in dB against the original clip, bits per second, and the judge's
-verdict: word error rate of pocketsphinx for speech, share of attributes right for music. For speech also the
-speaker distance, 1 - cosine of Resemblyzer's embeddings of the two. The real clips come first; their speaker
-distance is that to the prompt.
+the first 40 frames of another clip of the same voice as its prompt. Each has the mel distance (mean absolute
+difference of log amplitudes in 80 mel bands) and SI-SDR in dB against the original clip, bits per second, and
+the judge's verdict: word error rate of pocketsphinx for speech, share of attributes right for music. For
+speech also the speaker distance, 1 - cosine of Resemblyzer's embeddings of the two. The real clips come
+first; their speaker distance is that to the prompt's clip.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from anygpt_tokenizers.speechtokenizer import SOUNDSTORM, SpeechTokenizer
 
 from anygpt_jax.smallworld import judges
 
+PROMPT = 40  # frames; every other length would be compiled anew
 Way = tuple[int, Callable[[int], np.ndarray]]  # codes of a frame that are told; index of a clip -> its sound
 
 
@@ -53,7 +54,7 @@ def ways_back(codec: Codec, clips: list[np.ndarray], prompts: list[int]) -> dict
         ways["SoundStorm"] = 1, lambda index: codec.decode(coded[index][None, :, :1])[0]
         ways["SoundStorm, prompt"] = (
             1,
-            lambda index: codec.decode(coded[index][None, :, :1], voice=coded[prompts[index]])[0],
+            lambda index: codec.decode(coded[index][None, :, :1], voice=coded[prompts[index]][:PROMPT])[0],
         )
     return ways
 
