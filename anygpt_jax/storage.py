@@ -35,7 +35,7 @@ def locate(path: str | os.PathLike) -> epath.Path:
     """The absolute path of a file or directory that may be in a bucket.
 
     UserError if it is an address of another kind, if the extra `gcs` is missing, or if its bucket does not
-    exist, cannot be reached or may not be read.
+    exist, cannot be opened or may not be read.
     """
     path = os.fspath(path)
     if path.startswith(_GCS):
@@ -215,7 +215,7 @@ def _open_bucket(name: str) -> None:
         ) from error
     except (exceptions.GoogleAPIError, GoogleAuthError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The bucket {_GCS}{name} cannot be reached: {reason}") from error
+        raise UserError(f"The bucket {_GCS}{name} cannot be opened: {reason}") from error
 
 
 def _file_system() -> Any:

@@ -188,8 +188,8 @@ def test_two_processes_train_and_resume_in_a_bucket(service, tmp_path, packed, s
     for steps in (10, 20):
         together = [f"--coordinator={_free_address()}", "--num_processes=2"]
         arguments = [[*together, f"--process_id={index}"] for index in range(2)]
-        _finish(*(start(f"{BUCKET}/two", packed, 1, each, steps=steps) for each in arguments))
-    _train_here(tmp_path, packed, 2, steps=20)
+        _finish(*(start(f"{BUCKET}/two", packed, 2, each, steps=steps, mesh__fsdp=2) for each in arguments))
+    _train_here(tmp_path, packed, 4, steps=20, mesh__fsdp=2)
     assert _losses(f"{BUCKET}/two") == pytest.approx(_losses(tmp_path), rel=1e-5)
     assert _losses(f"{BUCKET}/two/hosts/1") == _losses(f"{BUCKET}/two")
     assert not _names(service, "two/.preflight")
@@ -242,7 +242,7 @@ def test_a_bucket_that_is_not_ours_is_one_sentence(service, workdir, sentence):
 def test_a_service_that_does_not_answer_is_one_sentence(service, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "_SECONDS", 0.2)
-    with pytest.raises(UserError, match="gs://unreachable cannot be reached"):
+    with pytest.raises(UserError, match="gs://unreachable cannot be opened"):
         storage.locate("gs://unreachable/run")
 
 
