@@ -226,8 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204)
 
     def _rewrite(self, bucket, name, to_bucket, to_name, query, body):
-        found = self.service.existing(bucket, name, query)
-        self.service.objects(to_bucket, writing=True)
+        source = {"generation": query["sourceGeneration"]} if "sourceGeneration" in query else {}
+        found = self.service.existing(bucket, name, source)
+        self.service.expect(self.service.objects(to_bucket, writing=True).get(to_name), query)
         copy = self.service.put(to_bucket, to_name, found.data)
         size = str(len(copy.data))
         answer = {"kind": "storage#rewriteResponse", "totalBytesRewritten": size, "objectSize": size}

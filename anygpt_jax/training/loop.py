@@ -128,7 +128,9 @@ def train(
                 if config.eval.every and (step % config.eval.every == 0 or last):
                     row |= evaluate(state.params)
                 log.write(step, row)
-                state = state.replace(sums=jax.device_put(objective.zero_sums(), sharding.replicated(mesh)))
+                # From the host: with one device per process what jax 0.10.2 makes of its own cannot be saved.
+                zeros = jax.device_get(objective.zero_sums())
+                state = state.replace(sums=jax.device_put(zeros, sharding.replicated(mesh)))
                 rate.restart()
             if save_now:
                 with rate.saving():
