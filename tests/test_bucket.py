@@ -201,7 +201,7 @@ def test_codecs_go_to_a_bucket_and_come_back(service):
     write_companions(storage.locate(f"{BUCKET}/codecs"), words, text, {"image": None})
     back = Codecs(f"{BUCKET}/codecs", words)["image"]
     assert back.hash == codec.hash
-    assert "codecs/vocabulary.json" == list(service.buckets["bucket"])[-1]  # written last
+    assert list(service.buckets["bucket"])[-1] == "codecs/vocabulary.json"  # written last
 
 
 def test_weights_are_exported_and_grown_from_a_bucket(service, tmp_path):
