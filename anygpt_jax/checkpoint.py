@@ -1,6 +1,6 @@
 """The joint model's directory: checkpoints of the language model, its vocabulary, text model and codecs.
 
-workdir/
+workdir/                                               on a disk, or in a bucket (storage.py)
   checkpoints/<step>/{params, opt_state, data, meta}   Orbax; opt_state, data: what training alone needs
   checksums/<step>.json                                see integrity.py
   vocabulary.json, text.model                          written once
@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -22,10 +21,11 @@ import jax
 import orbax.checkpoint as ocp
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
+from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from anygpt_jax import distributed, integrity, sharding
+from anygpt_jax import distributed, integrity, sharding, storage
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.model.decoder import init_boxed_params
 from anygpt_jax.text import TextTokenizer
@@ -35,16 +35,6 @@ from anygpt_jax.vocabulary import Vocabulary
 CHECKPOINTS = integrity.CHECKPOINTS
 VOCABULARY, TEXT_MODEL, CODECS = "vocabulary.json", "text.model", "codecs"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "anygpt_jax")
-
-
-def local_directory(workdir: str | os.PathLike) -> str:
-    """The absolute path of a working directory; a UserError for a bucket's address, which is none."""
-    if "://" in str(workdir):
-        raise UserError(
-            f"{workdir} is an address, not a directory; mount the bucket (with gcsfuse, as launch/ does) and "
-            "give the path where it is mounted."
-        )
-    return os.path.abspath(workdir)
 
 
 def package_versions() -> dict[str, str]:
@@ -60,12 +50,12 @@ class JointCheckpoint:
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int | None = 3, keep_every: int = 0):
-        self.workdir = local_directory(workdir)
+        self.workdir = storage.locate(workdir)
         stays = [policies.LatestN(keep)]
         if keep_every:
             stays.append(policies.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
-            os.path.join(self.workdir, CHECKPOINTS),
+            self.workdir / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(stays),
                 create=True,
@@ -101,7 +91,7 @@ class JointCheckpoint:
 
     def can_resume(self, step: int) -> bool:
         """Whether a checkpoint has what training needs beyond the parameters; an imported one has not."""
-        return os.path.isdir(os.path.join(self.workdir, CHECKPOINTS, str(step), "opt_state"))
+        return (self.workdir / CHECKPOINTS / str(step) / "opt_state").is_dir()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta item of a checkpoint: step, model, vocabulary, config, versions."""
@@ -138,10 +128,11 @@ class JointCheckpoint:
         self._recorder.shutdown()
 
     def discard_unfinished(self) -> None:
-        """Removes what an interrupted save has left, which takes space and is of no use."""
+        """Removes what an interrupted save has left on a disk, which takes space and is of no use."""
         if distributed.is_primary():
-            for path in Path(self.workdir, CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            for name in storage.names(self.workdir / CHECKPOINTS):
+                if ".orbax-checkpoint-tmp" in name:
+                    shutil.rmtree(self.workdir / CHECKPOINTS / name, ignore_errors=True)
 
     def _record_finished(self) -> None:
         """Waits for the running save, as the next one would; the checksums then need no waiting."""
@@ -154,25 +145,28 @@ class JointCheckpoint:
 
 
 def write_companions(
-    workdir: str, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, codec_dirs: Mapping[str, str | None]
+    workdir: epath.Path,
+    vocabulary: Vocabulary,
+    text_tokenizer: TextTokenizer,
+    codec_dirs: Mapping[str, str | None],
 ) -> None:
     """Writes vocabulary, text model and codecs beside the checkpoints, once.
 
     Raises:
       UserError: the directory belongs to another vocabulary, or a codec's hash is not the vocabulary's.
     """
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, VOCABULARY)
-    if os.path.exists(path):
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / VOCABULARY
+    if path.exists():
         vocabulary.check(Vocabulary.load(path), here="the packed data", there=f"the checkpoint in {workdir}")
         return
-    text_tokenizer.save(os.path.join(workdir, TEXT_MODEL))
+    text_tokenizer.save(workdir / TEXT_MODEL)
     for name, modality in vocabulary.modalities.items():
         if modality.codec_hash:
             codec = _find_codec(name, modality.codec_hash, codec_dirs.get(name))
-            codec.save_pretrained(os.path.join(workdir, CODECS, name))
-    vocabulary.save(path + ".tmp")  # last: its presence says that everything else is there
-    os.replace(path + ".tmp", path)
+            with storage.Outbox(workdir / CODECS / name) as directory:
+                codec.save_pretrained(directory)
+    vocabulary.save(path)  # last: its presence says that everything else is there
 
 
 def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:
@@ -188,17 +182,17 @@ def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:
 class Codecs(Mapping[str, Codec]):
     """The codecs of a working directory by modality, each loaded when it is first asked for."""
 
-    def __init__(self, workdir: str, vocabulary: Vocabulary):
-        self._workdir, self._vocabulary = workdir, vocabulary
+    def __init__(self, workdir: str | os.PathLike, vocabulary: Vocabulary):
+        self._workdir, self._vocabulary = storage.locate(workdir), vocabulary
         self._loaded: dict[str, Codec] = {}
 
     def __getitem__(self, name: str) -> Codec:
         if name not in self._loaded:
             modality = self._vocabulary.modality(name)
-            directory = os.path.join(self._workdir, CODECS, name)
-            if not os.path.isdir(directory):
+            directory = self._workdir / CODECS / name
+            if not directory.is_dir():
                 raise UserError(f"{directory} is missing: the model has no codec for {name!r}.")
-            codec = load_codec(directory)
+            codec = load_codec(storage.fetch(directory))
             if modality.codec_hash and codec.hash != modality.codec_hash:
                 raise UserError(
                     f"{directory} holds the codec {codec.hash}; the vocabulary wants {modality.codec_hash}."
@@ -252,12 +246,12 @@ def describe_model(
 
     UserError if the directory, the checkpoint or the step is not there.
     """
-    workdir = local_directory(workdir)
-    if not os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
+    workdir = storage.locate(workdir)
+    if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(
             f"{workdir} holds no model (no {CHECKPOINTS}/ in it); give the --workdir of a training run."
         )
-    vocabulary = Vocabulary.load(os.path.join(workdir, VOCABULARY))
+    vocabulary = Vocabulary.load(workdir / VOCABULARY)
     checkpoint = JointCheckpoint(workdir, keep=None)
     try:
         steps = checkpoint.all_steps()
@@ -268,11 +262,11 @@ def describe_model(
     finally:
         checkpoint.close()
     vocabulary.check(Vocabulary.from_json(meta["vocabulary"]), here=VOCABULARY, there=f"checkpoint {step}")
-    text_tokenizer = TextTokenizer(os.path.join(workdir, TEXT_MODEL))
+    text_tokenizer = TextTokenizer(workdir / TEXT_MODEL)
     return DecoderConfig(**meta["model"]), vocabulary, text_tokenizer, step
 
 
-def _chosen_step(workdir: str, steps: list[int], step: int | None) -> int:
+def _chosen_step(workdir: epath.Path, steps: list[int], step: int | None) -> int:
     """`step`, or the newest that is not damaged; says which are."""
     if step is None:
         step, faults = integrity.newest_whole(workdir, steps)

@@ -9,14 +9,16 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from anygpt_tokenizers.cli import UserError
+from etils import epath
 from jax.experimental import multihost_utils
+
+from anygpt_jax import storage
 
 AUTO = "auto"
 SECONDS = 60  # until hosts that are missing or hang end the run
@@ -96,7 +98,7 @@ def preflight(workdir: str | os.PathLike, config: Any) -> None:
         if int(np.sum(ones)) != jax.device_count():
             raise UserError(f"{int(np.sum(ones))} of {jax.device_count()} devices answered a sum.")
         stage[0] = f"writing to {workdir}"
-        _check_shared(Path(workdir))
+        _check_shared(storage.locate(workdir))
 
 
 def _description(config: Any) -> dict[str, str]:
@@ -131,14 +133,16 @@ def _compare(texts: list[str]) -> None:
             )
 
 
-def _check_shared(workdir: Path) -> None:
+def _check_shared(workdir: epath.Path) -> None:
     """Every host reads what the first has written."""
     probe, token = workdir / ".preflight", str(jax.process_count())
-    if is_primary():
+
+    def write() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text(token)
-    barrier("preflight file written")
-    seen = probe.is_file() and probe.read_text() == token
+        storage.write_text(probe, token)
+
+    on_primary(write)
+    seen = probe.exists() and storage.read_text(probe) == token
     blind = [index for index, text in enumerate(_gather_texts(str(seen))) if text != "True"]
     if is_primary():
         probe.unlink()

@@ -17,6 +17,7 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from tqdm import tqdm
 
+from anygpt_jax import storage
 from anygpt_jax.checkpoint import LoadedModel
 from anygpt_jax.sampling.generator import EXTENSIONS, Generator, decode_many
 from anygpt_jax.smallworld import judges
@@ -51,6 +52,7 @@ def evaluate(
     Raises:
       UserError: no such data, or too little of it.
     """
+    storage.refuse_address(out, "give a directory as --out")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     generator = Generator(model)
@@ -153,9 +155,7 @@ class _Timer:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file that appears only when it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    storage.write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:

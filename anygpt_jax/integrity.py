@@ -1,49 +1,54 @@
 """Checksums of finished checkpoints, so that a damaged one is noticed before it is trusted.
 
-workdir/checksums/<step>.json   {file under checkpoints/<step>: [bytes, CRC-32]}, written after the save
+workdir/checksums/<step>.json   {file under checkpoints/<step>: [bytes, checksum]}, written after the save
 workdir/damaged/<step>          a damaged checkpoint that training has set aside
 
-A checkpoint without checksums (the process was killed before they were written) counts as whole.
+On a disk the checksum is the file's CRC-32, and all bytes are read to compare it. In a bucket it is the
+CRC-32C that the service keeps with each object: no byte is downloaded to write or to compare it, so an object
+that is missing, cut or overwritten is noticed, while the bytes of one that nobody has touched are in the
+service's care. Of a checkpoint that was copied from a disk to a bucket or back only the sizes are compared. A
+checkpoint without checksums (the process was killed before they were written) counts as whole.
 """
 
 import json
 import os
-import shutil
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+
+from etils import epath
+
+from anygpt_jax import storage
 
 CHECKPOINTS, CHECKSUMS, DAMAGED = "checkpoints", "checksums", "damaged"
-_PIECE = 16 << 20  # bytes read at a time
+_COMMITTED = "commit_success.txt"  # Orbax's last file; in a bucket only this tells a finished checkpoint
 
 
 def record(workdir: str | os.PathLike, step: int) -> None:
     """Writes the checksums of a finished checkpoint, and removes those of checkpoints that are gone."""
-    workdir = Path(workdir)
-    root, folder = workdir / CHECKPOINTS / str(step), workdir / CHECKSUMS
+    workdir = storage.locate(workdir)
+    folder = workdir / CHECKSUMS
     folder.mkdir(exist_ok=True)
-    sums = {str(path.relative_to(root)): [path.stat().st_size, _crc(path)] for path in _files(root)}
-    temporary = folder / f"{step}.json.tmp"
-    temporary.write_text(json.dumps(sums), encoding="utf-8")
-    os.replace(temporary, folder / f"{step}.json")
-    for path in folder.glob("*.json"):
-        if not (workdir / CHECKPOINTS / path.stem).is_dir():
-            path.unlink()
+    found = storage.files(workdir / CHECKPOINTS / str(step))
+    sums = {name: [file.size, file.checksum()] for name, file in found.items()}
+    storage.write_text(folder / f"{step}.json", json.dumps(sums))
+    for name in storage.names(folder):
+        if name.endswith(".json") and not (workdir / CHECKPOINTS / name.removesuffix(".json")).is_dir():
+            (folder / name).unlink()
 
 
 def fault(workdir: str | os.PathLike, step: int) -> str | None:
     """What is wrong with a checkpoint, in a few words with the file's name; None if it is whole."""
-    root = Path(workdir, CHECKPOINTS, str(step))
-    sums = Path(workdir, CHECKSUMS, f"{step}.json")
-    if not sums.is_file():
+    workdir = storage.locate(workdir)
+    sums = workdir / CHECKSUMS / f"{step}.json"
+    if not sums.exists():
         return None
-    for name, (size, crc) in json.loads(sums.read_text(encoding="utf-8")).items():
-        path = root / name
-        if not path.is_file():
+    found = storage.files(workdir / CHECKPOINTS / str(step))
+    for name, (size, checksum) in json.loads(storage.read_text(sums)).items():
+        if name not in found:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _crc(path) != crc:
+        if found[name].size != size:
+            return f"{name} has {found[name].size} bytes instead of {size}"
+        comparable = isinstance(checksum, str) == storage.in_bucket(workdir)
+        if comparable and found[name].checksum() != checksum:
             return f"{name} has other bytes than were written"
     return None
 
@@ -61,28 +66,28 @@ def newest_whole(workdir: str | os.PathLike, steps: Sequence[int]) -> tuple[int 
 
 def set_aside_damaged(workdir: str | os.PathLike) -> list[str]:
     """Moves damaged checkpoints newer than the newest whole one out of the way; a sentence on each."""
-    workdir = Path(workdir)
-    steps = [int(path.name) for path in workdir.glob(f"{CHECKPOINTS}/*") if path.name.isdigit()]
-    good, faults = newest_whole(workdir, steps)
+    workdir = storage.locate(workdir)
+    good, faults = newest_whole(workdir, _finished(workdir))
     sentences = []
     for step, wrong in faults.items():
         aside = workdir / DAMAGED / str(step)
         aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(workdir / CHECKPOINTS / str(step), aside)
+        aside.rmtree(missing_ok=True)
+        storage.move(workdir / CHECKPOINTS / str(step), aside)
         (workdir / CHECKSUMS / f"{step}.json").unlink()
         instead = "training starts anew" if good is None else f"training goes on from step {good}"
         sentences.append(f"Checkpoint {step} is damaged ({wrong}); it was moved to {aside}, and {instead}.")
     return sentences
 
 
-def _files(root: Path) -> Iterator[Path]:
-    return (path for path in sorted(root.rglob("*")) if path.is_file())
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            crc = zlib.crc32(piece, crc)
-    return crc
+def _finished(workdir: epath.Path) -> list[int]:
+    """The steps whose checkpoints were finished once."""
+    folder = workdir / CHECKPOINTS
+    steps = [int(name) for name in storage.names(folder) if name.isdigit()]
+    if not storage.in_bucket(workdir):
+        return steps  # an unfinished one has another name there
+    return [
+        step
+        for step in steps
+        if (folder / str(step) / _COMMITTED).exists() or (workdir / CHECKSUMS / f"{step}.json").exists()
+    ]

@@ -16,7 +16,7 @@ from absl import flags
 from anygpt_tokenizers import cli
 from ml_collections import config_dict
 
-from anygpt_jax import allocator, prompts, report, shipped
+from anygpt_jax import allocator, prompts, report, shipped, storage
 from anygpt_jax.checkpoint import load_model
 from anygpt_jax.data import defaults, documents, tokenizing
 from anygpt_jax.evaluation import evaluate
@@ -47,6 +47,7 @@ def quickstart(config: config_dict.ConfigDict, workdir: str | Path) -> dict[str,
             raise cli.UserError(
                 f"The config has no config.{field}, which the main job needs; see configs/tiny.py."
             )
+    storage.refuse_address(workdir, "the quickstart's data have to be on a disk: give a directory")
     workdir = Path(workdir)
     fields = config.to_dict()
     count, world = config.evaluation.n, dict(config.world)

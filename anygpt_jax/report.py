@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anygpt_jax import storage
 from anygpt_jax.evaluation import write_json
 from anygpt_jax.reporting import page
 
@@ -51,7 +52,7 @@ def write(run: Run, out: str | Path) -> dict[str, Any]:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     summary = summarise(run)
-    (out / HTML_FILE).write_text(page.render(run, summary, TARGETS), encoding="utf-8")
+    storage.write_text(out / HTML_FILE, page.render(run, summary, TARGETS))
     write_json(out / JSON_FILE, summary)
     return summary
 

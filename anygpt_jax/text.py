@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sentencepiece
 from anygpt_tokenizers.cli import UserError
 
-from anygpt_jax import vocabulary
+from anygpt_jax import storage, vocabulary
 
 SHIPPED_PREFIX = "shipped:"
 
@@ -51,8 +51,7 @@ class TextTokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the model file, so that a data set or checkpoint can be read without its source."""
-        with open(path, "wb") as file:
-            file.write(self._bytes)
+        storage.write_bytes(path, self._bytes)
 
 
 def _read_model(path: str) -> bytes:
@@ -63,7 +62,7 @@ def _read_model(path: str) -> bytes:
             raise UserError(f"There is no shipped text model {name!r}; 'shipped:smallworld' is one.")
         return asset.read_bytes()
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return storage.read_bytes(path)
     except OSError as error:
-        raise UserError(f"The text model {path!r} cannot be read: {error.strerror}.") from error
+        reason = error.strerror or "it is not there"  # gcsfs leaves it empty
+        raise UserError(f"The text model {path!r} cannot be read: {reason}.") from error

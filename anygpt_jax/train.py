@@ -5,6 +5,8 @@
 On several hosts the same command runs on each, with --coordinator=auto on Cloud TPU, GKE or Slurm, elsewhere
 with --coordinator=HOST:PORT of the first host, --num_processes and --process_id.
 
+The working directory may be in a bucket (--workdir=gs://BUCKET/run, with the extra `gcs`).
+
 Exit codes: 0 done; 1 the loss stopped being finite; 2 a mistake in the arguments; 128 + n stopped by signal n
 with everything saved.
 """
@@ -15,7 +17,9 @@ from anygpt_tokenizers import cli
 from anygpt_jax import allocator, distributed
 from anygpt_jax.training import ending, loop
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, codecs.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory (or gs://…) of the run: checkpoints, logs, codecs."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "On several hosts: auto, or HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With HOST:PORT: how many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With HOST:PORT: which of them this is, from 0.")

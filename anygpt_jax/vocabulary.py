@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from anygpt_tokenizers.cli import UserError
 
+from anygpt_jax import storage
+
 TEXT = "text"
 HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_ASSISTANT = "[Human]", "[MMGPT]", "<eoh>", "<eos>"
 CONTROL_TOKENS = (HUMAN, ASSISTANT, END_OF_HUMAN, END_OF_ASSISTANT)
@@ -234,16 +236,13 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the manifest as a JSON file."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
-            file.write("\n")
+        storage.write_text(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Reads a file written by `save`; a missing or damaged one is a UserError."""
         try:
-            with open(path, encoding="utf-8") as file:
-                return cls.from_json(json.load(file))
+            return cls.from_json(json.loads(storage.read_text(path)))
         except FileNotFoundError as error:
             raise UserError(f"There is no vocabulary at {os.fspath(path)!r}.") from error
         except json.JSONDecodeError as error:

@@ -18,7 +18,7 @@ COMMANDS = [
     ["create", *PLACE, "--type=v5litepod-64", "--queued", "--spot"],
     ["status", *PLACE, "--queued"],
     ["install", *PLACE],
-    ["run", *PLACE, "--", "--config=configs/pretrain.py", "--workdir=bucket/run"],
+    ["run", *PLACE, "--", "--config=configs/pretrain.py", "--workdir=gs://my-bucket/run"],
     ["logs", *PLACE, "--worker=3"],
     ["stop", *PLACE],
     ["copy", *PLACE, "--from=run", "--to=runs/pod"],
@@ -26,7 +26,12 @@ COMMANDS = [
     ["delete", *PLACE, "--queued"],
 ]
 RUN = ["--name=run", "--image=my-image", "--bucket=my-bucket", "--type=v5litepod-64"]
-TRAIN = ["--", "--config=configs/pretrain.py", "--workdir=bucket/run", "--config.data.dir=bucket/it's packed"]
+TRAIN = [
+    "--",
+    "--config=configs/pretrain.py",
+    "--workdir=gs://my-bucket/run",
+    "--config.data.dir=bucket/it's packed",
+]
 JOBS = [
     ["submit", *RUN, "--slices=2", *TRAIN],
     ["submit", *RUN, "--xpk=my-cluster", *TRAIN],

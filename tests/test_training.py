@@ -1,5 +1,6 @@
 """Training: meshes agree, runs repeat bit for bit, weights weigh, and a run that ends early says why."""
 
+import importlib.util
 import itertools
 import os
 import signal
@@ -263,9 +264,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert [row["step"] for row in curve(tmp_path)] == [5, 10]
 
 
-def test_the_address_of_a_bucket_is_no_working_directory():
-    with pytest.raises(UserError, match="gs://bucket/run is an address"):
-        loop.train(dummy_config(), "gs://bucket/run", FakeData(), one_device())
+def test_an_address_of_another_kind_is_no_working_directory():
+    with pytest.raises(UserError, match=r"s3://bucket/run is an address, .*mount it"):
+        loop.train(dummy_config(), "s3://bucket/run", FakeData(), one_device())
+
+
+def test_a_bucket_needs_its_extra(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
+    with pytest.raises(UserError, match=r"pip install 'anygpt_jax\[gcs\]'"):
+        loop.train(dummy_config(), "gs://not-installed/run", FakeData(), one_device())
+
+
+def test_packed_data_in_a_bucket_have_to_be_mounted():
+    with pytest.raises(UserError, match=r"gs://bucket/packed is an address, .*mount the bucket"):
+        loop.open_data("gs://bucket/packed", {}, 8, 0)
 
 
 RUNNER = """

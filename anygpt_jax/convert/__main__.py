@@ -11,8 +11,8 @@
     python -m anygpt_jax.convert import-maskgit --src=tokenizer_imagenet256_checkpoint --out=CODEC_DIR
 
 CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
-train from it with --config.init_from. HF_DIR is a Hugging Face directory. What is written is there whole or
-not at all.
+train from it with --config.init_from; one that is read may be in a bucket (gs://…). HF_DIR is a Hugging Face
+directory. What is written is there whole or not at all.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from tqdm import tqdm
 
-from anygpt_jax import checkpoint
+from anygpt_jax import checkpoint, storage
 from anygpt_jax.convert import hf_source, store, tokens
 from anygpt_jax.convert.layout import TABLES, Tensor, tensors
 from anygpt_jax.convert.staging import new_directory
@@ -129,7 +129,7 @@ class _Source:
 
 
 def _open_source(src: str) -> _Source:
-    if os.path.isdir(os.path.join(src, checkpoint.CHECKPOINTS)):
+    if (storage.locate(src) / checkpoint.CHECKPOINTS).is_dir():
         config, vocab, tokenizer, step = checkpoint.describe_model(src)
         params = store.ParameterStore(src, step)
         return _Source(

@@ -18,7 +18,7 @@ from absl import logging
 from anygpt_tokenizers.cli import UserError
 from flax import traverse_util
 
-from anygpt_jax import checkpoint
+from anygpt_jax import checkpoint, storage
 from anygpt_jax.convert.layout import parameter_shapes
 from anygpt_jax.model.config import DecoderConfig
 
@@ -68,10 +68,9 @@ class ParameterStore:
 
     def __init__(self, workdir: str, step: int):
         """UserError if the step's parameters are not in the format that Orbax writes since 0.5 (OCDBT)."""
-        self._directory = os.path.join(os.path.abspath(workdir), checkpoint.CHECKPOINTS, str(step), "params")
+        self._directory = storage.locate(workdir) / checkpoint.CHECKPOINTS / str(step) / "params"
         try:
-            with open(os.path.join(self._directory, "_METADATA"), encoding="utf-8") as file:
-                self._zarr3 = json.load(file).get("use_zarr3", False)
+            self._zarr3 = json.loads(storage.read_text(self._directory / "_METADATA")).get("use_zarr3", False)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._directory} has no readable parameters.") from error
 
@@ -81,7 +80,7 @@ class ParameterStore:
             "driver": "zarr3" if self._zarr3 else "zarr",
             "kvstore": {
                 "driver": "ocdbt",
-                "base": f"file://{self._directory}/",
+                "base": f"{'' if storage.in_bucket(self._directory) else 'file://'}{self._directory}/",
                 "path": path.replace("/", ".") + "/",
             },
             "recheck_cached_data": False,

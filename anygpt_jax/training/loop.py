@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 from anygpt_tokenizers.cli import UserError
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from anygpt_jax import distributed, integrity, sharding
-from anygpt_jax.checkpoint import JointCheckpoint, describe_model, local_directory, write_companions
+from anygpt_jax import distributed, integrity, sharding, storage
+from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_companions
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
@@ -31,7 +32,10 @@ from anygpt_jax.vocabulary import Vocabulary
 
 
 def train(
-    config: Any, workdir: str, data: PackedData | None = None, devices: Sequence[jax.Device] | None = None
+    config: Any,
+    workdir: str | os.PathLike,
+    data: PackedData | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, float]:
     """Trains from the newest checkpoint in `workdir`, or from fresh parameters, to `config.steps`.
 
@@ -43,7 +47,7 @@ def train(
     Raises:
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
-    workdir = local_directory(workdir)
+    workdir = storage.locate(workdir)
     distributed.preflight(workdir, config)
 
     # ---------------------------------------------------------------- data
@@ -66,7 +70,7 @@ def train(
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, vocabulary)
     if distributed.is_primary():
-        _write_text(os.path.join(workdir, "parameters.txt"), sharding.describe(state.params))
+        storage.write_text(workdir / "parameters.txt", sharding.describe(state.params) + "\n")
 
     # ---------------------------------------------------------------- compiled step, evaluation, log
     shape = (config.data.batch_size, data.seq_len)
@@ -124,10 +128,13 @@ def train(
                 if config.eval.every and (step % config.eval.every == 0 or last):
                     row |= evaluate(state.params)
                 log.write(step, row)
-                state = state.replace(sums=jax.device_put(objective.zero_sums(), sharding.replicated(mesh)))
+                # From the host: with one device per process what jax 0.10.2 makes of its own cannot be saved.
+                zeros = jax.device_get(objective.zero_sums())
+                state = state.replace(sums=jax.device_put(zeros, sharding.replicated(mesh)))
                 rate.restart()
             if save_now:
                 with rate.saving():
+                    log.send()
                     checkpoint.save(state, meta, {"next_step": step})
                 timer.restart()
             if stopping and not last:
@@ -139,24 +146,25 @@ def train(
     return row
 
 
-def _prepare(workdir: str, data: PackedData, codec_dirs: Any) -> None:
+def _prepare(workdir: epath.Path, data: PackedData, codec_dirs: Any) -> None:
     """What is done once, before any process looks for a checkpoint."""
     write_companions(workdir, data.vocabulary, data.text_tokenizer, codec_dirs)
     for sentence in integrity.set_aside_damaged(workdir):
         print(sentence, file=sys.stderr)
 
 
-def _log_directory(workdir: str) -> str:
+def _log_directory(workdir: epath.Path) -> epath.Path:
     """The first process logs in the working directory, another in hosts/<its index> there."""
-    if distributed.is_primary():
-        return workdir
-    directory = os.path.join(workdir, "hosts", str(jax.process_index()))
-    os.makedirs(directory, exist_ok=True)
-    return directory
+    return workdir if distributed.is_primary() else workdir / "hosts" / str(jax.process_index())
 
 
 def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> PackedData:
     """The packed data of a directory; a UserError says where to get some."""
+    storage.refuse_address(
+        directory,
+        "ArrayRecord reads local files: mount the bucket (with gcsfuse, as launch/ does) and give the path "
+        "where it is mounted as --config.data.dir",
+    )
     if not directory or not os.path.isdir(directory):
         raise UserError(
             f"There is no packed data at {directory!r}; make it with python -m anygpt_jax.pack and give its "
@@ -205,7 +213,9 @@ def _resume_or_init(
     return state, data["next_step"]
 
 
-def initial_parameters(workdir: str, model: DecoderConfig, vocabulary: Vocabulary, abstract: Any) -> Any:
+def initial_parameters(
+    workdir: str | os.PathLike, model: DecoderConfig, vocabulary: Vocabulary, abstract: Any
+) -> Any:
     """The newest parameters of another working directory, placed and typed as `abstract` says.
 
     UserError if they are of another model or vocabulary; a codec that `workdir` does not know is no
@@ -227,7 +237,7 @@ def initial_parameters(workdir: str, model: DecoderConfig, vocabulary: Vocabular
         checkpoint.close()
 
 
-def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str) -> None:
+def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str | os.PathLike) -> None:
     # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
     free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "attention", "loss_tile")
     for name, value in model.to_dict().items():
@@ -306,8 +316,3 @@ class _Timer:
 def _plain(config: Any) -> dict[str, Any]:
     """The config as JSON values, for the checkpoint's record."""
     return json.loads(json.dumps(config.to_dict(), default=str))
-
-
-def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")

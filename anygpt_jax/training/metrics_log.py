@@ -1,4 +1,7 @@
-"""The log of a run: one line per interval in metrics.jsonl, in TensorBoard and on the terminal."""
+"""The log of a run: one line per interval in metrics.jsonl, in TensorBoard and on the terminal.
+
+In a bucket the two files are as new as the newest checkpoint; see MetricsLog.send.
+"""
 
 import contextlib
 import json
@@ -12,6 +15,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from anygpt_jax import storage
 from anygpt_jax.training.state import MetricSums
 
 METRICS_FILE = "metrics.jsonl"
@@ -126,22 +130,23 @@ class Rate:
 class MetricsLog:
     """Writes rows {"step": …, name: value}; only keys that start with speed/ differ between equal runs."""
 
-    def __init__(self, workdir: str, start_step: int, total_steps: int, modalities: Sequence[str]):
+    def __init__(
+        self, workdir: str | os.PathLike, start_step: int, total_steps: int, modalities: Sequence[str]
+    ):
         """Drops what an interrupted run logged after `start_step`, the step that training resumes from.
 
         The terminal shows the losses of `modalities`; the files have everything.
         """
         self._shown = {f"loss/{name}" for name in modalities}
-        self._path = os.path.join(workdir, METRICS_FILE)
         rows = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         self.last_row = {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
-        temporary = self._path + ".tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        os.replace(temporary, self._path)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 – open for the run
+        self._outbox = storage.Outbox(storage.locate(workdir))
+        path = os.path.join(self._outbox.path, METRICS_FILE)
+        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._outbox.send()
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 – open for the run
         self._board = tensorboardX.SummaryWriter(
-            os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
+            os.path.join(self._outbox.path, "tensorboard"), purge_step=start_step + 1
         )
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
@@ -168,17 +173,26 @@ class MetricsLog:
         """A line for the terminal only."""
         self._bar.write(text)
 
+    def send(self) -> None:
+        """Before a checkpoint: an object cannot be appended to, so a bucket gets both logs anew."""
+        if self._outbox.copied:
+            self._board.flush()
+            self._outbox.send()
+
     def close(self) -> None:
         self._file.close()
         self._board.close()
         self._bar.close()
+        try:
+            self._outbox.send()
+        finally:
+            self._outbox.close()
 
 
-def read_metrics(workdir: str) -> list[dict[str, float]]:
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl, [] if it has none; a last line cut by a kill is left out."""
-    path = os.path.join(workdir, METRICS_FILE)
-    if not os.path.exists(path):
+    try:
+        lines = storage.read_text(storage.locate(workdir) / METRICS_FILE).split("\n")
+    except FileNotFoundError:
         return []
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

@@ -8,9 +8,10 @@ usage: bash launch/gcloud/tpu.sh COMMAND --name=NAME [options] [-- arguments of 
 
   create    make the slice (costs money: asks first); with --queued it waits in Google's queue
   status    say what state the slice, or with --queued the request, is in
-  install   copy this checkout to every host, install it with the extra `tpu`, mount the bucket as bucket/
+  install   copy this checkout to every host, install it with the extras `tpu` and `gcs`, mount the bucket as
+            bucket/ (training data are read from there)
   run       start training on every host with --coordinator=auto; what follows -- goes to the program,
-            which runs in the copied checkout: --workdir=bucket/run is in the bucket
+            which runs in the copied checkout: --workdir=gs://BUCKET/run --config.data.dir=bucket/packed
   logs      follow the log of one host (--worker=N, default 0)
   stop      ask every host to save and stop (SIGTERM)
   copy      copy --from=PATH of the bucket to --to=DIRECTORY here
@@ -81,7 +82,7 @@ install() {
   # shellcheck disable=SC2016  # the hosts expand these
   on_workers all 'mkdir -p anygpt_jax && tar -xzf anygpt_jax.tar.gz -C anygpt_jax && cd anygpt_jax &&' \
     'curl -LsSf https://astral.sh/uv/install.sh | sh && export PATH="$HOME/.local/bin:$PATH" &&' \
-    'uv venv --quiet --python 3.11 .venv && uv pip install --quiet --python .venv -c constraints.txt -e ".[tpu]"'
+    'uv venv --quiet --python 3.11 .venv && uv pip install --quiet --python .venv -c constraints.txt -e ".[tpu,gcs]"'
   [ -z "$bucket" ] || mount_bucket
 }
 
@@ -97,7 +98,7 @@ mount_bucket() {
 
 run() {
   need name project zone
-  [ ${#train_arguments[@]} -gt 0 ] || fail "run needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=bucket/run"
+  [ ${#train_arguments[@]} -gt 0 ] || fail "run needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=gs://BUCKET/run"
   on_workers all "cd anygpt_jax && nohup .venv/bin/python -m anygpt_jax.train --coordinator=auto ${train_arguments[*]} > ~/train.log 2>&1 < /dev/null &"
 }
 

@@ -7,7 +7,8 @@ usage() {
 usage: bash launch/gke/jobset.sh COMMAND --name=NAME [options] [-- arguments of python -m anygpt_jax.train]
 
   submit    start the JobSet in the cluster that kubectl points at (costs money: asks first); what follows --
-            goes to the program, where --workdir=bucket/run is in the bucket
+            goes to the program: --workdir=gs://BUCKET/run, and --config.data.dir=bucket/packed, for the
+            bucket is mounted as bucket/ (training data are read from there)
   status    say how many of its jobs run, failed or are done
   logs      follow the log of the first host of the first slice
   delete    end and remove it (asks first); the bucket stays
@@ -114,7 +115,7 @@ YAML
 
 submit() {
   need name image type bucket
-  [ ${#train_arguments[@]} -gt 0 ] || fail "submit needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=bucket/run"
+  [ ${#train_arguments[@]} -gt 0 ] || fail "submit needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=gs://BUCKET/run"
   slice_of >/dev/null
   confirm "Start $name on $slices slice(s) of $type? They are billed while it runs."
   if [ -n "$xpk" ]; then
