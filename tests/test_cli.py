@@ -17,6 +17,7 @@ CASES = [
     ("anygpt_jax.evaluate --heldout=x --out=y --workdir=nowhere", "holds no model"),
     ("anygpt_jax.evaluate --workdir=nowhere", "--heldout"),
     ("anygpt_jax.export", "--workdir"),
+    ("anygpt_jax.pack --tokens=x --out=gs://bucket/packed", "give a directory, then copy it"),
     ("anygpt_jax.export --workdir=x --storage=int3", "storage"),
 ]
 

@@ -57,6 +57,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         try:
             positional = flags.FLAGS(_with_default_configs(argv))[1:]
             _check_configs()
+            _check_output()
         except flags.Error as error:
             lines = str(error).strip().splitlines()  # a config's own error comes with its traceback
             message = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
@@ -101,6 +102,15 @@ def _check_configs() -> None:
         except OSError as error:
             file = flags.FLAGS[name].config_filename
             raise UserError(f"There is no config file {file!r}; give one such as configs/tiny.py.") from error
+
+
+def _check_output() -> None:
+    """What is written with --out is written to a disk; an address would become an odd directory's name."""
+    out = flags.FLAGS["out"].value if "out" in flags.FLAGS else None
+    if out and "://" in out:
+        raise UserError(
+            f"--out={out} is an address, which cannot be used here; give a directory, then copy it."
+        )
 
 
 def _first_line(error: BaseException) -> str:
