@@ -52,7 +52,6 @@ def evaluate(
     Raises:
       UserError: no such data, or too little of it.
     """
-    storage.refuse_address(out, "give a directory as --out")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     generator = Generator(model)

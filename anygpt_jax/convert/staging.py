@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from anygpt_tokenizers.cli import UserError
 
-from anygpt_jax import storage
-
 
 @contextlib.contextmanager
 def new_directory(out: str | os.PathLike) -> Iterator[str]:
@@ -16,7 +14,6 @@ def new_directory(out: str | os.PathLike) -> Iterator[str]:
 
     UserError if `out` exists and is not empty.
     """
-    storage.refuse_address(out, "give a directory as --out, then copy it")
     out = os.path.abspath(out)
     if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
         raise UserError(f"{out} exists already; give another --out, or remove it first.")
