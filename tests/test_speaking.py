@@ -9,10 +9,11 @@ import pytest
 import random_llama
 import safetensors.numpy
 import soundfile
-from anygpt_tokenizers import codec
+from anygpt_tokenizers import cli, codec
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.soundstorm import Options, SoundStorm
 from anygpt_tokenizers.soundstorm_importer import import_soundstorm
+from anygpt_tokenizers.soundstorm_training import SoundStormTraining
 from audio_signals import sound
 from recorded_codecs import import_checkpoint, write_checkpoint
 from soundstorm_states import random_state
@@ -112,6 +113,19 @@ def test_a_soundstorm_of_other_sizes_is_named(folder, tmp_path):
     add_soundstorm(tmp_path, other.codebook_size + 1, other.spec.quantizers - 1, tmp_path / "codec")
     with pytest.raises(UserError, match="this codec has"):
         codec.load_codec(tmp_path / "codec").decode(semantic_codes(other, 4))
+
+
+def test_soundstorm_learns_all_levels_of_what_its_codec_hears(folder, speaking):
+    (folder / "manifest.jsonl").write_text('{"speech": "voice.wav"}\n')
+    config = cli.load_config("configs/soundstorm.py:dummy").unlock()
+    size = speaking.codebook_size
+    config.net.update(levels=speaking.spec.quantizers - 1, codebook_size=size, semantic_size=size)
+    config.codes.codec = str(folder / "codec")
+    (codes,) = SoundStormTraining(config).read_examples(folder)
+    np.testing.assert_array_equal(codes, speaking.encode_voice(folder / "voice.wav"))
+    config.codes.codec = str(codec.SHIPPED / "speech")
+    with pytest.raises(UserError, match="holds a seanet; SoundStorm learns"):
+        SoundStormTraining(config).read_examples(folder)
 
 
 def test_a_request_is_spoken_in_the_voice_of_a_file(folder, speaking, tmp_path):

@@ -15,6 +15,7 @@ from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.soundstorm import SoundStorm
 from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
+from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 
 
 class Mask(NamedTuple):
@@ -70,6 +71,10 @@ class SoundStormTraining:
         paths = [Path(data_dir) / row[field] for row in rows_with(data_dir, field)]
         if wanted.codec:
             codec = load_codec(wanted.codec)
+            if not isinstance(codec, SpeechTokenizer):
+                raise UserError(
+                    f"{wanted.codec} holds a {codec.type}; SoundStorm learns SpeechTokenizer's codes."
+                )
             examples = codec.encode_many([codec.read_file(path) for path in paths], 1 + self.spec.levels)
         else:
             examples = [_read_codes(path) for path in paths]
