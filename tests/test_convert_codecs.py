@@ -38,7 +38,7 @@ def test_seeds_two_files_become_a_codec(tmp_path):
 
 def test_what_an_importer_lacks_is_one_sentence(tmp_path):
     for arguments, message in [
-        (["import-speechtokenizer", "--ckpt=x.pt", f"--out={tmp_path}/out"], "needs --model_config"),
+        (["import-speechtokenizer", "--ckpt=x.pt", f"--out={tmp_path}/out"], "needs --config"),
         (["import-encodec", f"--src={tmp_path}/none", f"--out={tmp_path}/out"], "can't be read"),
         (["import-soundstorm", f"--ckpt={tmp_path}/none", f"--out={tmp_path}/out"], "There is no checkpoint"),
         (["import-seed", f"--vit={tmp_path}/none", f"--out={tmp_path}/out"], "needs --quantizer"),

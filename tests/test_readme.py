@@ -31,6 +31,8 @@ def _config_path(flag):
 def test_a_command_of_the_readme_can_be_typed(module, arguments):
     flags = [word for word in shlex.split(arguments) if word.startswith("--")]
     named = [flag.split("=", 1)[1] for flag in flags if flag.startswith("--config=")]
+    if module == "anygpt_jax.convert":  # whose --config is a file of the original
+        named = []
     config = cli.load_config(str(ROOT / (named or ["configs/tiny.py"])[0]))
     for flag in flags:
         if flag.startswith("--config."):

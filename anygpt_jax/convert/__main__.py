@@ -3,7 +3,7 @@
     python -m anygpt_jax.convert import-hf --src=HF_DIR --out=CKPT_DIR [--vocabulary=chat]
     python -m anygpt_jax.convert grow --src=HF_OR_CKPT_DIR --vocabulary=base --out=CKPT_DIR
     python -m anygpt_jax.convert export-hf --ckpt=CKPT_DIR --out=HF_DIR
-    python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --model_config=FILE --out=CODEC_DIR
+    python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --config=FILE --out=CODEC_DIR
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
     python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
     python -m anygpt_jax.convert import-seed --quantizer=seed_quantizer.pt --vit=eva_vit_g.pth --out=CODEC_DIR
@@ -33,7 +33,7 @@ from anygpt_jax.model.config import DecoderConfig
 
 _SRC = flags.DEFINE_string("src", None, "Directory or file to read.")
 _CKPT = flags.DEFINE_string("ckpt", None, "Working directory to export, or a codec's weights file.")
-_MODEL_CONFIG = flags.DEFINE_string("model_config", None, "SpeechTokenizer's config.json.")
+_CONFIG = flags.DEFINE_string("config", None, "SpeechTokenizer's config.json.")
 _QUANTIZER = flags.DEFINE_string("quantizer", None, "SEED-2's seed_quantizer.pt.")
 _VIT = flags.DEFINE_string("vit", None, "SEED-2's vision tower: eva_vit_g.pth, or a BLIP-2 HF directory.")
 _NUM_CODEBOOKS = flags.DEFINE_integer("num_codebooks", None, "Levels that an imported codec uses.", 1)
@@ -84,7 +84,7 @@ def _export_hf() -> str:
 
 
 def _import_speechtokenizer() -> str:
-    codec = import_speechtokenizer(_CKPT.value, _MODEL_CONFIG.value, _OUT.value, _NUM_CODEBOOKS.value)
+    codec = import_speechtokenizer(_CKPT.value, _CONFIG.value, _OUT.value, _NUM_CODEBOOKS.value)
     return _codec_summary(codec)
 
 
@@ -153,7 +153,7 @@ COMMANDS = {
     "import-hf": Command((_SRC, _OUT), _import_hf),
     "export-hf": Command((_CKPT, _OUT), _export_hf),
     "grow": Command((_SRC, _VOCABULARY, _OUT), _grow),
-    "import-speechtokenizer": Command((_CKPT, _MODEL_CONFIG, _OUT), _import_speechtokenizer),
+    "import-speechtokenizer": Command((_CKPT, _CONFIG, _OUT), _import_speechtokenizer),
     "import-encodec": Command((_SRC, _OUT), _import_encodec),
     "import-soundstorm": Command((_CKPT, _OUT), _import_soundstorm),
     "import-seed": Command((_QUANTIZER, _OUT), _import_seed),
