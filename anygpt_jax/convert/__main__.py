@@ -5,14 +5,14 @@
     python -m anygpt_jax.convert export-hf --ckpt=CKPT_DIR --out=HF_DIR
     python -m anygpt_jax.convert import-speechtokenizer --ckpt=FILE --config=FILE --out=CODEC_DIR
     python -m anygpt_jax.convert import-encodec --src=HF_DIR --out=CODEC_DIR
-    python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=DIR
+    python -m anygpt_jax.convert import-soundstorm --ckpt=FILE --out=CODEC_DIR/soundstorm
     python -m anygpt_jax.convert import-seed --quantizer=seed_quantizer.pt --vit=eva_vit_g.pth --out=CODEC_DIR
-    python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=DIR
+    python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out=CODEC_DIR/unclip
     python -m anygpt_jax.convert import-maskgit --src=tokenizer_imagenet256_checkpoint --out=CODEC_DIR
 
-CODEC_DIR is what --config.codecs.NAME takes. CKPT_DIR is a working directory: sample from it with --workdir,
-train from it with --config.init_from; one that is read may be in a bucket (gs://…). HF_DIR is a Hugging Face
-directory. What is written is there whole or not at all.
+CODEC_DIR is what --config.codecs.NAME takes, or CKPT_DIR/codecs/NAME for an imported model. CKPT_DIR is a
+working directory: sample from it with --workdir, train from it with --config.init_from; one that is read may
+be in a bucket (gs://…). HF_DIR is a Hugging Face directory. What is written is there whole or not at all.
 """
 
 import dataclasses
