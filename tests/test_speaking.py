@@ -79,6 +79,8 @@ def test_a_voice_changes_how_it_sounds_and_nothing_of_what_is_said(folder, speak
     assert np.abs(speaking.decode(codes, voice=voice) - speaking.decode(codes)).max() > 1e-3
     filled = speaking.soundstorm.generate(codes[..., 0], np.stack([voice, voice]))
     np.testing.assert_array_equal(filled[..., :1], codes)
+    with pytest.raises(UserError, match="Give level 0 alone"):
+        speaking.decode(filled, voice=voice)
 
 
 def test_a_copy_has_the_same_soundstorm(speaking, tmp_path):

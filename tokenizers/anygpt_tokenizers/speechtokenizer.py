@@ -66,6 +66,8 @@ class SpeechTokenizer(PublishedCodec):
             return super().decode(codes, lengths, first)
         codes = self.check_codes(codes, first)
         if first or codes.shape[-1] > 1:
+            if voice is not None:
+                raise UserError("Give level 0 alone with a voice; the other levels tell theirs.")
             return super().decode(codes, lengths, first)
         lengths = checked_lengths(lengths, *codes.shape[:2], "frames")
         return super().decode(self._filled(codes[..., 0], lengths, voice), lengths)
