@@ -77,7 +77,7 @@ def qformer() -> Sides:
     """The same of the Q-Former, published size."""
     files = random_files(WIDE)
     oracle = Oracle(*files, WIDE)
-    weights = jax.device_put({"params": params_of(files)["qformer"]})
+    weights = jax.device_put({"params": seed_layers.laid_apart(params_of(files)["qformer"])})  # as SeedCodec
     module = CausalQFormer(
         WIDE.num_queries,
         WIDE.qformer_dim,

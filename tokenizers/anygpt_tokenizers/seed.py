@@ -27,6 +27,7 @@ from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, MediaError
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
 from anygpt_tokenizers.meshes import OnMesh, automatic
 from anygpt_tokenizers.safetensors_file import map_arrays
+from anygpt_tokenizers.seed_layers import laid_apart
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 from anygpt_tokenizers.unclip import UnclipDecoder
 
@@ -117,9 +118,10 @@ class SeedCodec(OnMesh, Codec):
     @functools.cached_property
     def weights(self) -> dict:
         """The parameters on the devices: float32, but the large matrices in the type of their products."""
+        on_one_cpu = jax.default_backend() == "cpu" and self.mesh is None
+        params = laid_apart(self.params) if on_one_cpu else self.params
         with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
-            flat = traverse_util.flatten_dict(self.params)
-            return traverse_util.unflatten_dict({path: self._placed(path, a) for path, a in flat.items()})
+            return jax.tree.map_with_path(self._placed, params)
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> int32 [B, 32, 1]."""
@@ -229,8 +231,8 @@ class SeedCodec(OnMesh, Codec):
             outputs.append(np.asarray(_apply(self.net, method, self.weights, placed))[: len(part)])
         return np.concatenate(outputs)
 
-    def _placed(self, path: tuple[str, ...], array: np.ndarray) -> jax.Array:
-        large = path[0] in ("vision", "qformer") and path[-1] == "kernel"
+    def _placed(self, path: tuple, array: np.ndarray) -> jax.Array:
+        large = path[0].key in ("vision", "qformer") and path[-1].key == "kernel"
         array = np.asarray(array, self.dtype if large else np.float32)
         split = large and self._weight_axis and array.shape[-1] % self.mesh.shape[self._weight_axis] == 0
         axes = (*(None,) * (array.ndim - 1), self._weight_axis) if split else ()

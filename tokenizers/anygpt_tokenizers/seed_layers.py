@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from anygpt_tokenizers.attention import attention, precision_of
 
+# Names of parameters that are stacks of layers.
+STACKS = ("blocks", "pairs")
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), GELU by erf, norms of 1e-6.
@@ -27,7 +30,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """float32 [B, N, D] -> the same, and nothing for `nn.scan` to collect."""
+        """float32 [B, N, D] -> the same, and nothing for `in_turn` to collect."""
         dim = x.shape[-1]
         qkv = dense(3 * dim, "qkv", self.dtype, bias=False)(norm("norm_1", 1e-6)(x))
         query, key, value = jnp.split(qkv, 3, axis=-1)
@@ -42,10 +45,44 @@ class Block(nn.Module):
         return self.param(name, nn.initializers.zeros, (dim,)).astype(self.dtype)
 
 
-def blocks(length: int, num_heads: int, hidden_dim: int, key_bias: bool, dtype: jnp.dtype) -> nn.Module:
-    """`length` blocks in a row, their parameters stacked along a first axis."""
-    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
-    return stack(num_heads, hidden_dim, key_bias, dtype, name="blocks")
+def in_turn(
+    module: nn.Module, name: str, layer: type[nn.Module], settings: tuple, length: int, x: jax.Array, *shared
+) -> jax.Array:
+    """x through `length` layers `layer(*settings)`, which return (x, None) and are given `shared` as well.
+
+    `module`, whose `__call__` this is a part of, has their parameters under `name`: stacked along a first
+    axis or, as `laid_apart` makes them, a tuple.
+    """
+    given = module.variables.get("params", {}).get(name)
+    if isinstance(given, tuple):
+        for params in given:
+            x = layer(*settings, parent=None).apply({"params": params}, x, *shared)[0]
+        return x
+    stack = nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+    )
+    return stack(*settings, name=name)(x, *shared)[0]
+
+
+def laid_apart(params: dict) -> dict:
+    """Parameters in which every stack of layers is a tuple of the single layers' own.
+
+    A CPU reads those where they lie. Of a stack it copies each layer's before it multiplies by them, which
+    for one picture takes as long as a third of the products.
+    """
+    apart = {}
+    for name, value in params.items():
+        if name in STACKS:
+            length = len(jax.tree.leaves(value)[0])
+            layers = (jax.tree.map(lambda stack, index=index: stack[index], value) for index in range(length))
+            apart[name] = tuple(layers)
+        else:
+            apart[name] = laid_apart(value) if isinstance(value, dict) else value
+    return apart
 
 
 def heads(x: jax.Array, num_heads: int) -> jax.Array:

@@ -70,8 +70,8 @@ class DecodeHead(nn.Module):
         x = nn.tanh(seed_layers.dense(spec.code_dim, "decode_in", FLOAT32)(chosen))
         decoded = seed_layers.dense(spec.qformer_dim, "decode_out", FLOAT32)(x)
         x = decoded + self.param("positions", nn.initializers.normal(0.02), decoded.shape[1:])
-        stack = seed_layers.blocks(spec.head_layers, spec.head_heads, spec.head_hidden, True, FLOAT32)
-        x = stack(x)[0]
+        settings = spec.head_heads, spec.head_hidden, True, FLOAT32
+        x = seed_layers.in_turn(self, "blocks", seed_layers.Block, settings, spec.head_layers, x)
         if spec.reverse_layers:
             sizes = (spec.qformer_dim, spec.reverse_layers, spec.qformer_heads, spec.qformer_hidden)
             x = CausalQFormer(1, *sizes, FLOAT32, name="reverse")(x)

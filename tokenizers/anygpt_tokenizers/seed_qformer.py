@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from anygpt_tokenizers.attention import attention
-from anygpt_tokenizers.seed_layers import dense, heads, norm
+from anygpt_tokenizers.seed_layers import dense, heads, in_turn, norm
 
 EPSILON = 1e-12
 MASKED = -10000.0  # added to the score of a later query, as BERT does
@@ -81,12 +81,6 @@ class CausalQFormer(nn.Module):
         """Features float32 [B, M, D'] -> float32 [B, num_queries, dim]."""
         queries = self.param("queries", nn.initializers.normal(0.02), (self.num_queries, self.dim))
         x = jnp.broadcast_to(norm("queries_norm", EPSILON)(queries), (len(picture), *queries.shape))
-        pairs = nn.scan(
-            LayerPair,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers // 2,
-        )
         picture = picture.astype(self.dtype)
-        return pairs(self.num_heads, self.hidden_dim, self.dtype, name="pairs")(x, picture)[0]
+        settings = self.num_heads, self.hidden_dim, self.dtype
+        return in_turn(self, "pairs", LayerPair, settings, self.num_layers // 2, x, picture)

@@ -52,7 +52,8 @@ class Reconstruction(nn.Module):
         """float32 [B, num_queries, qformer_dim] -> the same."""
         spec = self.spec
         x = decoded + self.param("positions", nn.initializers.normal(0.02), decoded.shape[1:])
-        return seed_layers.blocks(spec.head_layers, spec.head_heads, spec.head_hidden, True, FLOAT32)(x)[0]
+        settings = spec.head_heads, spec.head_hidden, True, FLOAT32
+        return seed_layers.in_turn(self, "blocks", seed_layers.Block, settings, spec.head_layers, x)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.seed_layers import norm
+from anygpt_tokenizers.seed_layers import in_turn, norm
 from anygpt_tokenizers.seed_qformer import EPSILON, MASKED, QFormerLayer
 
 PAD, FIRST, SPECIAL = 0, 1, 2  # the number of a token of the text is SPECIAL more than its tokenizer's
@@ -98,14 +98,8 @@ class TextReader(nn.Module):
         places = self.param("places", normal, (tokens.shape[1], self.dim))
         x = norm("queries_norm", EPSILON)(table[tokens] + places)
         mask = jnp.where(tokens == PAD, MASKED, 0.0)[:, None, None, :]
-        pairs = nn.scan(
-            TextLayerPair,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers // 2,
-        )
-        return pairs(self.num_heads, self.hidden_dim, self.dtype, name="pairs")(x, mask)[0][:, 0]
+        settings = self.num_heads, self.hidden_dim, self.dtype
+        return in_turn(self, "pairs", TextLayerPair, settings, self.num_layers // 2, x, mask)[:, 0]
 
 
 def own_params(params: Params) -> Params:

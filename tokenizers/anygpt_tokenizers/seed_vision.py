@@ -37,8 +37,8 @@ class VisionTransformer(nn.Module):
         first = self.param("class_token", normal, (self.dim,))
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.dim)), x], axis=1)
         x = x + self.param("positions", normal, x.shape[1:])
-        stack = seed_layers.blocks(self.num_layers, self.num_heads, self.hidden_dim, False, self.dtype)
-        return stack(x)[0]
+        settings = self.num_heads, self.hidden_dim, False, self.dtype
+        return seed_layers.in_turn(self, "blocks", seed_layers.Block, settings, self.num_layers, x)
 
 
 def standardised(pixels: jax.Array) -> jax.Array:
