@@ -1,13 +1,15 @@
-"""Does a program fit a TPU slice, and how fast would it be? Compiles for real, on any machine, without a TPU.
+"""Does a program fit a TPU slice or GPUs, and how fast would it be? Compiles for real, on a machine without.
 
     python -m anygpt_jax.compile_check --config=configs/pretrain.py:v5e-64 --topology=v5e:8x8
     python -m anygpt_jax.compile_check --config=configs/pretrain.py --topology=v5e:2x4 --what=decode --rows=8
     python -m anygpt_jax.compile_check --what=speechtokenizer-encode --topology=v5e:1x1 --rows=64 --length=10
+    python -m anygpt_jax.compile_check --config=configs/pretrain.py:8xh100 --topology=h100:8
 
-Needs libtpu (pip install 'jax[tpu]'). Exit code 1 if a slice's memory is too small; the line says which knob
-to turn. Predicted MFU = model FLOPs (causal attention and output table included, recomputation not) / (step
-seconds × peak); step seconds = the compiler's cycles / clock + attention kernels, which it does not cost, at
-half of the peak. Waiting for collectives is not in it.
+Needs libtpu (pip install 'jax[tpu]'), for GPUs JAX's CUDA plugin (pip install 'jax[cuda12]'). Exit code 1 if
+a device's memory is too small; the line says which knob to turn. Predicted MFU = model FLOPs (with causal
+attention and output table, without recomputation) / (step seconds × peak); step seconds = the compiler's
+cycles / clock + attention kernels, which it does not cost, at half of the peak. Waiting for collectives is
+not in it. XLA:GPU estimates no cycles, so for GPUs nothing is predicted.
 """
 
 import json
@@ -20,7 +22,7 @@ from anygpt_jax.compilation.programs import PROGRAMS
 from anygpt_jax.compilation.report import DoesNotFit, describe
 
 _TOPOLOGY = flags.DEFINE_multi_string(
-    "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices); may be given repeatedly."
+    "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices) or h100:8; may be repeated."
 )
 _WHAT = flags.DEFINE_enum(
     "what", "train", sorted(PROGRAMS), "The program: a train step, the sampler, a codec."
@@ -34,14 +36,14 @@ _JSON = flags.DEFINE_string("json", None, "Writes all reports here.")
 
 
 def main(positional: list[str]) -> int:
-    """Prints a report per slice; 1 if one of them is too small."""
+    """Prints a report per topology; 1 if one of them is too small."""
     if positional:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
     if not flags.FLAGS.config and _WHAT.value in ("train", "decode"):
         raise cli.UserError("Give a config, such as --config=configs/pretrain.py:v5e-64.")
     if not _TOPOLOGY.value:
-        raise cli.UserError("Give at least one slice, such as --topology=v5e:8x8.")
-    jax.config.update("jax_platforms", "cpu")  # libtpu is to compile, not to look for a TPU
+        raise cli.UserError("Give at least one topology, such as --topology=v5e:8x8.")
+    jax.config.update("jax_platforms", "cpu")  # the plugins are to compile, not to look for devices
     reports = []
     for topology in _TOPOLOGY.value:
         try:

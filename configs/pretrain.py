@@ -2,7 +2,7 @@
 
 configs/pretrain.py         81,000 steps of 480 rows
 configs/pretrain.py:stage2  4,000 more on selected data
-configs/pretrain.py:v5e-64  the first on a TPU slice; the sizes that fit it are in SLICES
+configs/pretrain.py:v5e-64  the first on a TPU slice, or on GPUs; the sizes that fit are in SLICES
 """
 
 from ml_collections import config_dict
@@ -19,7 +19,7 @@ MIXTURE = {
     "music": 0.25,  # YouTube-Music-1M, MusicGen-Synthesis
 }
 
-# What changes on a slice. One row of 4,096 tokens per device where there is not more memory than that; the
+# What changes on a slice or on GPUs. One row of 4,096 tokens per device where there is not more memory; the
 # parameters divided over all devices. Predictions and how they were checked: docs/performance.md.
 _ROWS_OF_4096 = {"pack.seq_len": 4096, "mesh.data": 1}
 _BIG_TILES = {"scoped_vmem_kib": 65_536}  # half of a v5e's or v6e's vector memory for one fusion
@@ -35,9 +35,8 @@ SLICES = {
         **_LINES_AND_PLANES,
     },
     "v6e-64": {"data.batch_size": 64, "mesh.fsdp": 64, "model.remat_policy": "save_qkv", **_BIG_TILES},
-    # No compiler checks these two.
-    "8xh100": {"data.batch_size": 16, "mesh.fsdp": 8, "model.remat_policy": "minimal"},
-    "h200": {"data.batch_size": 2, "mesh.fsdp": 1, "model.remat_policy": "full"},
+    "8xh100": {"data.batch_size": 32, "mesh.fsdp": 8, "model.remat_policy": "minimal"},
+    "h200": {"data.batch_size": 2, "mesh.fsdp": 1, "model.remat_policy": "projections"},
 }
 SLICES = {name: {**_ROWS_OF_4096, **values} for name, values in SLICES.items()}
 # As compile_check names the TPU slices; a v4 or v5p name counts cores, two a chip.
@@ -47,6 +46,8 @@ TOPOLOGIES = {
     "v5e-256": "v5e:16x16",
     "v5p-128": "v5:4x4x4",
     "v6e-64": "v6e:8x8",
+    "8xh100": "h100:8",
+    "h200": "h200:1",
 }
 
 

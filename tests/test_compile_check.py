@@ -1,4 +1,7 @@
-"""The compile check reads what the compiler writes; with libtpu installed it compiles for a real slice."""
+"""The compile check reads what the compiler writes.
+
+With libtpu installed it compiles for real slices, with JAX's CUDA plugin for GPUs.
+"""
 
 import functools
 import importlib.util
@@ -114,8 +117,17 @@ def test_the_command_says_what_is_missing():
         assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("topology", ["h100:9", "h100:0", "h200:two", "h100:8*2"])
+def test_an_impossible_node_of_gpus_is_named(topology):
+    with pytest.raises(UserError, match="no node of GPUs"):
+        slices.devices_of(topology)
+
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="JAX's CUDA plugin is not installed"
 )
 
 
@@ -177,6 +189,28 @@ def test_the_sampler_compiles_for_a_slice():
     assert "while" in text
 
 
+@needs_cuda_plugin
+@pytest.mark.parametrize(("remat_policy", "launches"), [("full", 6), ("minimal", 4)])
+def test_a_small_model_compiles_for_gpus_with_cudnns_attention(remat_policy, launches):
+    config = dummy()
+    config.model.remat_policy = remat_policy
+    report, text = check_train_step(config, "h100:4")
+    assert report["fits"] and report["devices"] == 4
+    assert report["attention"] == "cudnn" and report["kernel_launches"] == launches
+    assert "cycles" not in report and "estimates no time" in report["prediction"]
+    assert "ENTRY" in text
+
+
+@needs_cuda_plugin
+def test_sampler_and_codecs_compile_for_gpus():
+    config = dummy()
+    config.model.update(num_heads=4, num_kv_heads=4)
+    report, _ = check_decode(config, "h100:4", rows=2, length=64)
+    assert report["fits"] and report["roofline_seconds_per_token"] > 0
+    report, _ = check_sound("EnCodec", "encode", "h200:1", rows=1, seconds=1)
+    assert report["fits"] and "seconds" not in report
+
+
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e:1x1", "v4:1x1x1"])
@@ -198,8 +232,20 @@ def test_the_published_image_codec_compiles_for_one_chip(check):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5e-64", "v4-128", "v5p-128"])
 def test_the_recommended_settings_fit_their_slice(name):
-    path = ROOT / "configs/pretrain.py"
-    topology = runpy.run_path(str(path))["TOPOLOGIES"][name]
-    report, _ = check_train_step(load_config(f"{path}:{name}"), topology)
+    report = check_recommended(name)
     assert report["devices"] == 64 and report["attention"] == "splash"
     assert report["fits"] and report["mfu"] > 0.4
+
+
+@needs_cuda_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "devices"), [("8xh100", 8), ("h200", 1)])
+def test_the_recommended_settings_fit_their_gpus(name, devices):
+    report = check_recommended(name)
+    assert report["devices"] == devices and report["attention"] == "cudnn" and report["fits"]
+
+
+def check_recommended(name):
+    path = ROOT / "configs/pretrain.py"
+    topology = runpy.run_path(str(path))["TOPOLOGIES"][name]
+    return check_train_step(load_config(f"{path}:{name}"), topology)[0]

@@ -15,7 +15,7 @@ import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData, small_vocabulary
 
-from anygpt_jax import sharding
+from anygpt_jax import allocator, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
 from anygpt_jax.model.decoder import init_params
 from anygpt_jax.training import defaults, ending, loop
@@ -357,3 +357,17 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_
         ends.append(jax.device_get(checkpoint.restore_params(60, abstract)))
         checkpoint.close()
     jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_a_training_takes_most_of_a_gpu_unless_it_is_told_how_much(monkeypatch):
+    names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for told in names:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(told, "0.5")
+        allocator.take_most_of_gpus()
+        assert {name: os.environ.get(name) for name in names} == dict.fromkeys(names) | {told: "0.5"}
+    monkeypatch.delenv(names[1])
+    allocator.take_most_of_gpus()
+    assert float(os.environ[names[0]]) == allocator.GPU_SHARE
+    monkeypatch.delenv(names[0])

@@ -1,1 +1,1 @@
-"""What a compiled program costs on a TPU slice that is not there."""
+"""What a compiled program costs on a TPU slice or GPUs that are not there."""

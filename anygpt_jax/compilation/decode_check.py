@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_jax import sharding, vocabulary
-from anygpt_jax.compilation.report import measure
+from anygpt_jax.compilation.report import NO_ESTIMATE, measure
 from anygpt_jax.compilation.slices import chip_of, devices_of
 from anygpt_jax.model.decoder import init_boxed_params
 from anygpt_jax.sampling.grammar import Grammar
@@ -56,15 +56,16 @@ def check_decode(config: Any, topology: str, rows: int, length: int) -> tuple[di
     summary = f"{rows} rows, {length - new_slots} prompt slots and {new_slots} new tokens"
     advice = "a larger slice" if weights > chip.memory / 2 else f"--rows={max(1, rows // 2)}"
     report, cost, text = measure("decode", topology, mesh, summary, advice, compile_program)
-    seconds = cost.cycles / chip.clock
     bound = (weights + cache) / chip.bandwidth
+    reading = f"reading weights and cache once takes {1e3 * bound:.2f} ms"
+    report |= {"rows": rows, "slots": length, "roofline_seconds_per_token": bound}
+    if not chip.clock:
+        return report | {"prediction": f"at best, {reading} a token; {NO_ESTIMATE}"}, text
+    seconds = cost.cycles / chip.clock
     report |= {
-        "rows": rows,
-        "slots": length,
         "seconds": seconds,
         "seconds_per_token": seconds / new_slots,
-        "roofline_seconds_per_token": bound,
         "prediction": f"{seconds:.3f} s with the prompts, at most {1e3 * seconds / new_slots:.2f} ms a "
-        f"token; reading weights and cache once takes {1e3 * bound:.2f} ms",
+        f"token; {reading}",
     }
     return report, text

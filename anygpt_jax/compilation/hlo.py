@@ -1,4 +1,4 @@
-"""Reads what XLA:TPU writes about a compiled program: its own cycle estimates, its loops, its arrays.
+"""Reads what XLA writes about a compiled program: its loops, its arrays, XLA:TPU's own cycle estimates.
 
 The text is `compiled.as_text()`. XLA:TPU notes `estimated_cycles` on every instruction that it costed; a
 loop's body counts once per trip. Pallas kernels have no estimate, and collectives only that of their start.
@@ -12,6 +12,8 @@ import re
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Targets of custom calls: Pallas on a TPU, cuDNN's attention on a GPU.
+_KERNELS = ('"tpu_custom_call"', '"__cudnn$fmha')
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -25,7 +27,7 @@ class Cost:
 
     Attributes:
       cycles: XLA's estimates, added up. by_operation: the same by the JAX operation that asked for it.
-      kernels: launches of Pallas kernels.
+      kernels: launches of attention's kernels, by Pallas or cuDNN.
       collectives: kind → [launches, bytes], of what is sent by reduce-scatters, and else of results.
       arrays: array type such as "bf16[64,4096]" → its bytes, of results of the entry and of loop bodies.
     """
@@ -75,7 +77,7 @@ def _add(cost: Cost, computations: dict, name: str, times: int) -> None:
             entry = cost.collectives.setdefault(collective[0], [0, 0])
             entry[0] += times
             entry[1] += times * collective[1]
-        if opcode == "custom-call" and "tpu_custom_call" in rest:
+        if opcode == "custom-call" and any(target in rest for target in _KERNELS):
             cost.kernels += times
         if opcode not in ("parameter", "tuple", "get-tuple-element"):
             cost.arrays |= _arrays(result)

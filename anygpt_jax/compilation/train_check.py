@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.compilation.hlo import Cost
-from anygpt_jax.compilation.report import measure
+from anygpt_jax.compilation.report import NO_ESTIMATE, measure
 from anygpt_jax.compilation.slices import Chip, chip_of, devices_of
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
@@ -78,6 +78,12 @@ def _predicted(
 ) -> dict[str, Any]:
     """How fast the step would be, on each device."""
     flops = model.train_flops_per_token(length) * rows * length / mesh.size
+    if not chip.clock:
+        least = flops / chip.peak_flops
+        return {
+            "model_flops": flops,
+            "prediction": f"at least {least:.3f} s a step for {flops:.3e} model FLOPs; {NO_ESTIMATE}",
+        }
     kernel_flops = _kernel_flops(model, rows, length, cost.kernels) / mesh.size
     kernel_seconds = kernel_flops / chip.peak_flops / KERNEL_EFFICIENCY
     step_seconds = cost.cycles / chip.clock + kernel_seconds

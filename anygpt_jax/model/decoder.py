@@ -216,7 +216,10 @@ def _rematerialised(policy: str) -> type[nn.Module]:
         "projections": only("query", "key", "value", "output"),
         "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "products": only("query", "key", "value", "output", "gate", "up", "down"),
-        "minimal": only("query", "key", "value", "attention", "output", "gate", "up", "down"),
+        "minimal": jax.checkpoint_policies.save_from_both_policies(
+            only("query", "key", "value", "attention", "output", "gate", "up", "down"),
+            attention.is_library_result,
+        ),
     }
     return nn.remat(Layer, policy=policies[policy], prevent_cse=False)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from anygpt_tokenizers.image_tokenizer import from_patches, to_patches
-from anygpt_tokenizers.seed_layers import blocks, dense, norm
+from anygpt_tokenizers.seed_layers import Block, dense, in_turn, norm
 
 
 class Encoder(nn.Module):
@@ -62,7 +62,7 @@ def _transformed(net: Encoder | Decoder, x: jax.Array) -> jax.Array:
     """x [B, N, D] with positions added, through the blocks, normalised."""
     positions = net.param("positions", nn.initializers.normal(0.02), x.shape[1:])
     x = (x + positions).astype(jnp.float32)
-    x, _ = blocks(net.num_layers, net.num_heads, net.hidden_dim, True, net.dtype)(x)
+    x = in_turn(net, "blocks", Block, (net.num_heads, net.hidden_dim, True, net.dtype), net.num_layers, x)
     return norm("norm_out", 1e-6)(x)
 
 
