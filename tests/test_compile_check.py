@@ -58,6 +58,11 @@ def test_a_loops_body_counts_once_per_trip():
     assert cost.arrays["f32[64,128]"] == 64 * 128 * 4
 
 
+def test_a_gpus_attention_is_a_kernel():
+    cost = hlo.cost_of(PROGRAM.replace("tpu_custom_call", "__cudnn$fmhaScaleBiasSoftmaxBackward"))
+    assert cost.kernels == 32
+
+
 def test_a_reduce_scatter_counts_what_it_sends():
     scattered = (
         "%y.1 = bf16[512,128]{1,0} copy(%w)\n  %rs.1 = bf16[8,128]{1,0} reduce-scatter(%y.1), to_apply=%a"

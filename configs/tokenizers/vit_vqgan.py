@@ -49,6 +49,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
     if size in ("tiny", "dummy"):
         recipes.small_world_vqgan(config)
+    if size == "tiny":
+        # On flat surfaces its gradients drown the squared error's: 18 instead of 21 dB after 350 steps.
+        config.loss_weights.logit_laplace = 0.0
     if size == "dummy":
         recipes.dummy_vqgan(config)
         config.codec.patch_size = 4
