@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from anygpt_tokenizers.cli import UserError
 from jax.experimental import multihost_utils
 
 from anygpt_jax.checkpoint import JointCheckpoint
+
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class DivergedError(Exception):
@@ -47,6 +50,8 @@ def exit_code(run: Callable[[], Any]) -> int:
 @contextlib.contextmanager
 def disk_space(checkpoint: JointCheckpoint) -> Iterator[None]:
     """Says in one sentence that the disk is full, and what stands."""
+    for name in ("absl", "asyncio"):  # Orbax's threads and tasks, of which some end later than the run
+        logging.getLogger(name).addFilter(_is_news)
     try:
         yield
     except Exception as error:
@@ -70,11 +75,17 @@ def make_room(checkpoint: JointCheckpoint) -> Callable[..., None]:
     return leave
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what a library's threads each tell of a full disk, with a traceback; `disk_space` says it once."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (_NO_SPACE in record.getMessage() or (error is not None and _disk_is_full(error)))
+
+
 def _disk_is_full(error: BaseException) -> bool:
     """Whether the error, or one that it comes from, is a write to a full disk."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    if os.strerror(errno.ENOSPC) in str(error):  # all that Orbax passes on
+    if _NO_SPACE in str(error):  # all that Orbax passes on
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and _disk_is_full(cause)

@@ -99,6 +99,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_space(checkpoint))
         stack.callback(log.close)
+        stack.push(make_room(checkpoint))  # again: until it is closed, threads may still write
         stack.callback(checkpoint.close)
         stack.push(make_room(checkpoint))
         stop = stack.enter_context(StopSignals())
