@@ -112,6 +112,16 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path):
 
     _train(kept / "run", max(steps) + 10)  # and there is room now
     assert curve(kept / "run")[-1]["step"] == max(steps) + 10
+    assert not [path for path in checkpoints.iterdir() if path.is_dir() and not path.name.isdecimal()]
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_run(tmp_path):
+    _train(tmp_path, 10)
+    left = tmp_path / "checkpoints" / "15.orbax-checkpoint-tmp" / "params"
+    left.mkdir(parents=True)
+    (left / "chunk").write_bytes(bytes(1000))
+    _train(tmp_path, 12)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["10", "12"]
 
 
 def test_a_checkpoint_without_checksums_counts_as_whole(tmp_path):

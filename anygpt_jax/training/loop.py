@@ -67,6 +67,7 @@ def train(
     # ---------------------------------------------------------------- state: resumed or fresh
     distributed.on_primary(lambda: _prepare(workdir, data, config.codecs))
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
+    checkpoint.discard_unfinished()  # of a run that was killed while it saved
     meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
     state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, vocabulary)
     if distributed.is_primary():
