@@ -1,7 +1,7 @@
 """SEED-2 at its published size against transformers' BLIP-2 classes, on random weights.
 
     pip install torch transformers==4.57.6
-    python benchmarks/parity_seed.py --folder=EMPTY_DIR [--images=2] [--small]
+    python benchmarks/parity_seed.py --folder=NEW_DIR [--images=2] [--small]
 
 Writes random files of the published layout to the folder (4.6 GB, and the imported codec as much again; both
 are removed), runs both sides, each in float32, one after the other, and prints one JSON line: by stage the
@@ -76,7 +76,7 @@ def run_ours(codec: SeedCodec, pixels: np.ndarray, codes: np.ndarray) -> tuple[d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="does not exist yet; removed at the end")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="the sizes of the tests, for a trial")
     args = parser.parse_args()
