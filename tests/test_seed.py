@@ -183,6 +183,48 @@ def test_an_unusable_picture_costs_no_other(codec, tmp_path):
     assert tokenizer.encode([]).shape == (0, 32)
 
 
+def test_a_damaged_or_closed_pillow_image_costs_no_other(codec, tmp_path):
+    good, tokenizer = random_pictures(2), ImageTokenizer(codec)
+    Image.fromarray(random_pictures(1, 90)[0]).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    closed = Image.fromarray(good[0])
+    closed.close()
+    images = [
+        good[0],
+        Image.open(tmp_path / "truncated.jpg"),
+        closed,
+        Image.new("La", (8, 8)),
+        Image.new("RGB", (0, 8)),
+        [[1, 2], [3]],
+        good[1],
+    ]
+    codes, refused = tokenizer.encode_usable(images)
+    assert np.array_equal(codes, codec.encode(good)[..., 0])
+    assert {index: error.reason for index, error in refused.items()} == {
+        1: "damaged image",
+        2: "damaged image",
+        3: "damaged image",
+        4: "no pixels",
+        5: "not a picture's shape",
+    }
+    with pytest.raises(MediaError, match=r"image 1 of 7: damaged image \(.*truncated"):
+        tokenizer.encode(images)
+
+
+def test_a_single_picture_instead_of_a_list_is_refused_in_one_sentence(codec):
+    tokenizer, picture = ImageTokenizer(codec), random_pictures(1)[0]
+    for single in (picture, jnp.asarray(picture), Image.fromarray(picture), Path("a.png"), "a.png"):
+        for method in (tokenizer.encode, tokenizer.encode_usable):
+            with pytest.raises(UserError, match=r"Give a list of pictures, or an array \[batch, height"):
+                method(single)
+    gray = picture[..., 0]
+    expected = tokenizer.encode([gray])
+    assert expected.shape == (1, 32)
+    for batch in ([Image.fromarray(gray)], np.stack([picture, picture])[:1, ..., :1], (gray,)):
+        assert np.array_equal(tokenizer.encode(batch), expected)
+
+
 def test_wrong_codes_and_pixels_are_named(codec):
     codes = np.zeros((3, 32), np.int32)
     codes[2, 5] = 2048

@@ -253,7 +253,8 @@ class ImageTokenizer:
     def encode(self, images: Sequence[Picture]) -> np.ndarray:
         """Files, Pillow images or arrays of any sizes -> int32 [B, 32]; MediaError names an unusable one.
 
-        Arrays are uint8 or floats from 0 to 1, [H, W, 3] each or all together [B, H, W, 3].
+        Arrays are uint8 or floats from 0 to 1, [H, W, 3] each or all together [B, H, W, 3]. UserError: a
+        single picture that is not in a list.
         """
         pixels, refused = self._read(images)
         if refused:
@@ -275,6 +276,14 @@ class ImageTokenizer:
         return self.codec.decode(codes, key, **options)
 
     def _read(self, images: Sequence[Picture]) -> tuple[list[np.ndarray], dict[int, MediaError]]:
+        # One picture is iterable too: its rows, or a name's letters, would be taken for pictures.
+        axes = getattr(images, "ndim", None)
+        if isinstance(images, str | os.PathLike | Image.Image) or axes not in (None, 1, 4):
+            shown = f"an array {list(images.shape)}" if axes is not None else repr(images)
+            raise UserError(
+                f"Give a list of pictures, or an array [batch, height, width, 3], not {shown}; put a single "
+                "picture into a list."
+            )
         pixels, refused = [], {}
         for index, image in enumerate(images):
             try:
