@@ -1,5 +1,6 @@
 """ViT-VQGAN and MaskGIT's VQGAN as codecs: published sizes, the contract, the pipeline's image modality."""
 
+import json
 from pathlib import Path
 
 import jax
