@@ -205,6 +205,14 @@ def test_wrong_codes_and_images_are_refused(trained):
         codec.encode(np.zeros((1, 64, 64, 3), np.float32))
 
 
+def test_a_config_that_its_weights_do_not_fit_is_one_sentence(trained, tmp_path):
+    load_codec(trained[1]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "codebook_size": 64}))
+    with pytest.raises(UserError, match=r"forms/book has the shape \[48, .*asks for \[64, "):
+        load_codec(tmp_path)
+
+
 def test_code_statistics_of_known_codes():
     codes = np.zeros((4, 2, 2), np.int32)
     codes[:, 1, 1] = [0, 1, 2, 3]

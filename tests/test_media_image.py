@@ -162,3 +162,13 @@ def test_damaged_bytes_never_crash(tmp_path, suffix):
             assert read_image(tmp_path / "a", 64).shape == (64, 64, 3)
         except MediaError as error:
             assert error.reason in ("damaged image", "not an image", "too many pixels")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_float_tiff_with_a_value_that_is_no_finite_number_is_refused(tmp_path, value):
+    pixels = np.full((8, 8), 0.5, np.float32)
+    pixels[2, 3] = value
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    sentence = r"a\.tiff: pixels that are not finite numbers \(the first at \[2, 3\]"
+    with pytest.raises(MediaError, match=sentence):
+        read_image(tmp_path / "a.tiff", 64)

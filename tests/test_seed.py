@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import types
 from pathlib import Path
 
 import jax
@@ -79,13 +81,36 @@ def test_it_is_found_by_its_type_and_keeps_the_contract(codec, tmp_path):
     assert np.array_equal(embedding, again.embed(codes[..., 0]))
 
 
-def test_codes_do_not_depend_on_the_batch_nor_on_the_default_precision(codec):
+def test_codes_do_not_depend_on_the_batch(codec):
     pixels = random_pictures(70)  # more than one call of the program
     codes = codec.encode(pixels)
     assert np.array_equal(codec.encode(pixels[66:67]), codes[66:67])
     assert codec.encode(pixels[:0]).shape == (0, 32, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_codes_are_decided_in_float32_at_the_highest_precision(codec, dtype):
+    net, pixels = SeedNet(SMALL, jnp.dtype(dtype)), random_pictures(1)
+    encode = functools.partial(net.apply, method="encode")
     with jax.default_matmul_precision("bfloat16"):
-        assert np.array_equal(codec.encode(pixels[:8]), codes[:8])
+        jaxpr = jax.make_jaxpr(encode)({"params": codec.params}, pixels)
+    size = SMALL.codebook_size
+    decisions = [product for product in products(jaxpr.jaxpr) if size in product.outvars[0].aval.shape]
+    assert len(decisions) == 1
+    precision = decisions[0].params["precision"]
+    assert precision == (jax.lax.Precision.HIGHEST,) * 2
+    assert all(operand.aval.dtype == jnp.float32 for operand in decisions[0].invars)
+
+
+def products(jaxpr):
+    """Every dot_general of a jaxpr, those of the programs within included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
 
 
 def test_later_queries_change_no_earlier_code(codec):
@@ -183,6 +208,48 @@ def test_an_unusable_picture_costs_no_other(codec, tmp_path):
     assert tokenizer.encode([]).shape == (0, 32)
 
 
+def test_a_damaged_or_closed_pillow_image_costs_no_other(codec, tmp_path):
+    good, tokenizer = random_pictures(2), ImageTokenizer(codec)
+    Image.fromarray(random_pictures(1, 90)[0]).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    closed = Image.fromarray(good[0])
+    closed.close()
+    images = [
+        good[0],
+        Image.open(tmp_path / "truncated.jpg"),
+        closed,
+        Image.new("La", (8, 8)),
+        Image.new("RGB", (0, 8)),
+        [[1, 2], [3]],
+        good[1],
+    ]
+    codes, refused = tokenizer.encode_usable(images)
+    assert np.array_equal(codes, codec.encode(good)[..., 0])
+    assert {index: error.reason for index, error in refused.items()} == {
+        1: "damaged image",
+        2: "damaged image",
+        3: "damaged image",
+        4: "no pixels",
+        5: "not a picture's shape",
+    }
+    with pytest.raises(MediaError, match=r"image 1 of 7: damaged image \(.*truncated"):
+        tokenizer.encode(images)
+
+
+def test_a_single_picture_instead_of_a_list_is_refused_in_one_sentence(codec):
+    tokenizer, picture = ImageTokenizer(codec), random_pictures(1)[0]
+    for single in (picture, jnp.asarray(picture), Image.fromarray(picture), Path("a.png"), "a.png"):
+        for method in (tokenizer.encode, tokenizer.encode_usable):
+            with pytest.raises(UserError, match=r"Give a list of pictures, or an array \[batch, height"):
+                method(single)
+    gray = picture[..., 0]
+    expected = tokenizer.encode([gray])
+    assert expected.shape == (1, 32)
+    for batch in ([Image.fromarray(gray)], np.stack([picture, picture])[:1, ..., :1], (gray,)):
+        assert np.array_equal(tokenizer.encode(batch), expected)
+
+
 def test_wrong_codes_and_pixels_are_named(codec):
     codes = np.zeros((3, 32), np.int32)
     codes[2, 5] = 2048
@@ -192,6 +259,9 @@ def test_wrong_codes_and_pixels_are_named(codec):
         (codes[:, :31], r"32 codes.*\[3, 31\]"),
         (np.zeros((1, 32, 2), np.int32), r"32 codes.*\[1, 32, 2\]"),
         (np.zeros((1, 32)), "whole numbers"),
+        ([[0] * 32, [0] * 31, [0] * 32], "Row 1 of the codes has the length 31, not 32"),
+        ([[0] * 31, [0] * 32], "Row 0 of the codes has the length 31, not 32"),
+        ([[[0]] * 32, [[0]] * 31 + [[0, 0]]], "rows of codes are not all of one shape"),
     ]:
         for method in (codec.embed, codec.decode):
             with pytest.raises(UserError, match=message):
@@ -231,6 +301,31 @@ def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp
     assert load_codec(tmp_path / "copy").unclip
 
 
+def test_an_unusable_row_of_codes_costs_no_other_picture(codec):
+    class UnclipDecoder:
+        spec = types.SimpleNamespace(image_size=7)
+
+        def decode(self, embeddings, key, **options):
+            return embeddings, key, options
+
+    tokenizer = ImageTokenizer(SeedCodec(codec.config, codec.params, codec.directory))
+    tokenizer.codec.__dict__["unclip"] = UnclipDecoder()
+    good = np.random.default_rng(0).integers(0, 2048, (3, 32))
+    wrong = np.zeros(32, np.int64)
+    wrong[5] = -1
+    rows = [good[0], wrong, good[1], [0] * 31, list(good[2]), np.zeros(32), None]
+    noise = np.arange(7 * 2).reshape(7, 2)
+    (embeddings, key, options), refused = tokenizer.decode_usable(rows, 5, noise=noise, negative_codes=None)
+    assert np.array_equal(embeddings, codec.embed(good)) and key == 5
+    assert np.array_equal(options["noise"], noise[[0, 2, 4]])
+    assert list(refused) == [1, 3, 5, 6] and all(isinstance(error, UserError) for error in refused.values())
+    assert "position 5 of row 1 is -1" in str(refused[1]) and "whole numbers" in str(refused[5])
+    _, _, options = tokenizer.decode_usable(rows, negative_codes=[*good, *good, good[0]])[0]
+    assert np.array_equal(options["negative_embeddings"], codec.embed(good[[0, 2, 1]]))
+    pictures, refused = tokenizer.decode_usable([wrong])
+    assert pictures.shape == (0, 7, 7, 3) and pictures.dtype == np.uint8 and list(refused) == [0]
+
+
 def test_a_picture_becomes_codes_and_codes_a_picture_again(tmp_path):
     spec = dataclasses.replace(SMALL, embed_dim=8)  # what the recorded decoder takes
     random_codec(tmp_path, random_files(spec))
@@ -256,9 +351,37 @@ def test_damaged_and_foreign_directories_are_one_sentence(codec, tmp_path):
         weights.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged"):
             load_codec(tmp_path)
+    weights.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in [
+        ({"vision_dim": None}, "field that can't be used"),
+        ({"dtype": "fp16"}, "'fp16'"),
+        ({"dtype": "int32"}, "dtype int32"),
+        ({"codebook_size": 1024}, r"codebook has the shape \[2048, 8\].*asks for \[1024, 8\]"),
+        ({"head_layers": 3}, "head/blocks/.* has the shape"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UserError, match=message) as caught:
+            load_codec(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+    for field in ("vision_hidden", "modality", "dtype"):
+        without = {name: value for name, value in config.items() if name != field}
+        (tmp_path / "config.json").write_text(json.dumps(without))
+        with pytest.raises(UserError, match=rf"config\.json has no field '{field}'"):
+            load_codec(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="no configuration"):
+        load_codec(tmp_path)
     (tmp_path / "config.json").write_text('{"type": "vit_vq"}')
     with pytest.raises(UserError, match="no SEED-2"):
         SeedCodec.from_pretrained(tmp_path)
+
+
+def test_saving_a_codec_where_it_was_read_leaves_it_as_it_is(codec, tmp_path):
+    codec.save_pretrained(tmp_path / "codec")
+    again = SeedCodec.from_pretrained(tmp_path / "codec")
+    again.save_pretrained(tmp_path / "codec")
+    assert SeedCodec.from_pretrained(tmp_path / "codec").hash == codec.hash
 
 
 def test_small_random_files_are_those_of_the_spec():

@@ -88,6 +88,53 @@ def test_keys_beyond_the_published_ones_are_counted_and_listed(tmp_path):
     assert codec.hash == imported(tmp_path / "exact")[0].hash
 
 
+@pytest.mark.parity  # which is where torch is
+def test_entries_of_a_torch_file_that_are_no_tensors_are_listed_and_not_fatal(tmp_path):
+    import torch
+
+    quantizer, vit = random_files()
+    paths = tmp_path / "seed_quantizer.pt", tmp_path / "eva_vit_g.pth"
+    for path, state, more in zip(
+        paths, (quantizer, vit), ({"epoch": 3, "optimizer": {"lr": 0.1}}, {"step": 7}), strict=True
+    ):
+        torch.save({key: torch.from_numpy(value) for key, value in state.items()} | more, path)
+    codec, report = import_seed(*paths, tmp_path / "codec", num_heads=HEADS)
+    assert report.extra == dict.fromkeys(("epoch", "optimizer", "visual_encoder.step"), (1, 0))
+    assert "3 more of 0 elements ignored" in str(report)
+    assert codec.hash == imported(tmp_path / "exact")[0].hash
+    torch.save({"epoch": 3}, paths[0])
+    with pytest.raises(UserError, match="not a state dict"):
+        import_seed(*paths, tmp_path / "none", num_heads=HEADS)
+
+
+def test_reverse_tokens_beside_the_published_head_are_extra(tmp_path):
+    def more(quantizer, vit):
+        quantizer["reverse_tokens"] = np.zeros((1, 1, SMALL.qformer_dim), np.float32)
+
+    codec, report = imported(tmp_path, more)
+    assert codec.spec == SMALL and report.extra == {"reverse_tokens": (1, SMALL.qformer_dim)}
+
+
+@pytest.mark.parametrize(("file", "key"), [(0, "quantize.embedding.weight"), (1, "blocks.2.mlp.fc1.weight")])
+def test_a_tensor_of_no_finite_numbers_is_named(file, key, tmp_path):
+    def spoil(*files):
+        files[file][key].flat[3] = (np.nan, np.inf)[file]
+
+    sentence = refused(tmp_path, spoil)
+    assert f"{key!r} has values that are no finite numbers" in sentence
+    assert ("seed_quantizer", "eva_vit_g")[file] in sentence
+
+
+def test_a_type_that_no_decoder_computes_in_is_refused(tmp_path):
+    assert "float32 or bfloat16, not in dtype=float16" in refused(tmp_path, lambda *_: None, dtype="float16")
+
+
+def test_an_empty_directory_is_filled(tmp_path):
+    (tmp_path / "codec").mkdir()
+    codec, _ = imported(tmp_path)
+    assert codec.directory == tmp_path / "codec" and not list(tmp_path.glob(".codec-*"))
+
+
 def test_blocks_of_the_published_tower_beyond_39_are_ignored(tmp_path):
     def deeper(quantizer, vit):
         for index in range(SMALL.vision_layers, 40):
@@ -148,7 +195,7 @@ def test_unusable_files_and_directories_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no safetensors"):
         import_seed(paths[0], tmp_path / "empty", tmp_path / "codec")
     with pytest.raises(UserError, match="exists already"):
-        import_seed(*paths, tmp_path / "empty", num_heads=HEADS)
+        import_seed(*paths, tmp_path, num_heads=HEADS)
     with pytest.raises(UserError, match="can't have 5 heads"):
         import_seed(*paths, tmp_path / "codec", num_heads=(5, 4, 2))
     paths[0].write_bytes(paths[0].read_bytes()[:1000])

@@ -1,5 +1,6 @@
 """ViT-VQGAN and MaskGIT's VQGAN as codecs: published sizes, the contract, the pipeline's image modality."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -121,6 +122,20 @@ def test_wrong_codes_pictures_and_sizes_are_refused(codecs):
             completed({**codec.config, **change})
     with pytest.raises(UserError, match="groups of the norms"):
         completed({**codecs["maskgit_vqgan.py:dummy"].config, "groups": 3})
+
+
+def test_a_config_that_its_weights_do_not_fit_or_lacks_a_field_is_one_sentence(codecs, tmp_path):
+    codecs["vit_vqgan.py:dummy"].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    without = {name: value for name, value in config.items() if name != "patch_size"}
+    for changed, message in [
+        ({**config, "codebook_size": 64}, r"quantizer/.* has the shape \[32, .*asks for \[64, "),
+        (without, "has no field 'patch_size'"),
+        ({**config, "encoder": 5}, "field that can't be used"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=message):
+            load_codec(tmp_path)
 
 
 def test_the_pipeline_takes_it_as_a_worlds_image_modality(codecs, tmp_path):

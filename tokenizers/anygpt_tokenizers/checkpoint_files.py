@@ -3,6 +3,7 @@
 Nothing is unpickled freely: a file is safetensors, or goes through torch's `weights_only=True`.
 """
 
+import os
 import pickle
 import shutil
 import tempfile
@@ -34,6 +35,14 @@ def read_state(path: Path) -> State:
 
 def read_torch(path: Path) -> dict:
     """The tensors of a file of torch's format by key; if it can be, each is read when it is first used."""
+    state = _torch_dict(path)
+    if not all(hasattr(value, "numpy") for value in state.values()):
+        raise _no_state_dict(path)
+    return state
+
+
+def _torch_dict(path: Path) -> dict:
+    """What a file of torch's format maps names to, tensors and others, such as a trainer's "epoch"."""
     _check_there(path)
     try:
         import torch
@@ -44,9 +53,13 @@ def read_torch(path: Path) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise _unreadable(path, error) from error
     state = state["generator"] if isinstance(state, dict) and "generator" in state else state
-    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
-        raise UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
+    if not isinstance(state, dict) or not any(hasattr(value, "numpy") for value in state.values()):
+        raise _no_state_dict(path)
     return state
+
+
+def _no_state_dict(path: Path) -> UserError:
+    return UserError(f"{path} is not a state dict: it doesn't map names to arrays.")
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -54,9 +67,23 @@ def read_checkpoint(path: Path) -> dict:
     return map_arrays(path) if path.suffix == ".safetensors" else dict(read_torch(path))
 
 
+def read_tensors(path: Path) -> tuple[dict, list[str]]:
+    """(what `read_checkpoint` gives, the names in the file that stand for no tensors)."""
+    state = map_arrays(path) if path.suffix == ".safetensors" else _torch_dict(path)
+    tensors = {key: value for key, value in state.items() if hasattr(value, "shape") and isinstance(key, str)}
+    return tensors, [str(key) for key in state if key not in tensors]
+
+
 def to_numpy(tensor: Any) -> np.ndarray:
     """A tensor of `read_checkpoint` as an array, torch's as float32."""
     return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
+
+
+def finite(array: np.ndarray, place: str | os.PathLike, key: str) -> np.ndarray:
+    """The array itself; UserError names the tensor of a file that has values which are no finite numbers."""
+    if not np.isfinite(array).all():
+        raise UserError(f"{os.fspath(place)}: {key!r} has values that are no finite numbers.")
+    return array
 
 
 def _check_there(path: Path) -> None:
@@ -69,15 +96,22 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}")
 
 
+def check_free(out: Path) -> None:
+    """UserError unless `out` can be written as a new directory: it doesn't exist, or is an empty one."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already; name a new directory.")
+
+
 def write_new_directory(out: Path, write: Callable[[Path], None]) -> None:
     """Has `write` fill a directory and names it `out` then: `out` is there complete, or not at all."""
-    if out.exists():
-        raise UserError(f"{out} exists already; name a new directory.")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         write(partial)
         partial.chmod(0o755)
+        if out.is_dir():
+            out.rmdir()
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,14 +7,17 @@ module, batches its calls and knows how to read and write files of its medium. S
 """
 
 import abc
+import contextlib
 import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
+import flax.linen as nn
+import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
@@ -113,7 +116,7 @@ class Codec(abc.ABC):
 
     def check_codes(self, codes: np.ndarray) -> np.ndarray:
         """Codes as int32 [B, frames, codebooks]; UserError if the shape or a value is not this codec's."""
-        codes = np.asarray(codes)
+        codes = rectangular(codes)
         if codes.ndim != 3 or codes.shape[-1] != self.num_codebooks or codes.shape[1] == 0:
             raise UserError(
                 f"The {self.modality} codec decodes codes of shape [batch, frames, {self.num_codebooks}] "
@@ -142,7 +145,27 @@ class Codec(abc.ABC):
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
         """Reads what `save_pretrained` wrote; the hash is the same again."""
         config, params = read_directory(Path(directory))
-        return cls(config, params)
+        with config_mistakes(Path(directory)):
+            codec = cls(config, params)
+            codec.check_params(directory)
+        return codec
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shapes of `params` by name ("forms/book") that the configuration asks for; None: not known."""
+        return None
+
+    def check_params(self, directory: str | os.PathLike) -> None:
+        """UserError names the first parameter that is not what the configuration asks for."""
+        found = {
+            name: np.shape(leaf) for name, leaf in traverse_util.flatten_dict(self.params, sep="/").items()
+        }
+        for name, shape in (self.net_shapes() or {}).items():
+            if found.get(name) != tuple(shape):
+                what = f"has the shape {list(found[name])}" if name in found else "is missing"
+                raise UserError(
+                    f"{directory}: {name} {what} in {WEIGHTS_FILE}, but {CONFIG_FILE} asks for "
+                    f"{list(shape)}; the two don't belong together, so copy or import the codec again."
+                )
 
 
 def load_codec(directory: str | os.PathLike) -> Codec:
@@ -162,6 +185,25 @@ def shipped_codec(modality: str) -> Codec:
         have = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_FILE}"))
         raise UserError(f"No codec for {modality!r} is shipped; there are: {', '.join(have) or 'none'}.")
     return load_codec(SHIPPED / modality)
+
+
+def rectangular(codes: Sequence, length: int | None = None) -> np.ndarray:
+    """Rows of codes as one array; UserError names the first that hasn't `length`, or that of row 0."""
+    try:
+        return np.asarray(codes)
+    except ValueError as error:  # numpy's says neither which row nor what is expected of it
+        lengths = [len(row) if hasattr(row, "__len__") else 1 for row in codes]
+        length = length or lengths[0]
+        row = next((row for row, found in enumerate(lengths) if found != length), None)
+        if row is None:
+            raise UserError(f"The rows of codes are not all of one shape: {error}.") from error
+        raise UserError(f"Row {row} of the codes has the length {lengths[row]}, not {length}.") from error
+
+
+def shapes_of_net(net: nn.Module, *inputs: jax.ShapeDtypeStruct, prefix: str = "") -> dict[str, tuple]:
+    """By name, the shapes of the parameters that a Flax module has for such inputs; computes nothing."""
+    params = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    return {prefix + name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
 def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, size: int = 32) -> np.ndarray:
@@ -194,9 +236,25 @@ def read_config(directory: Path) -> dict:
         if not (directory / name).is_file():
             raise UserError(f"{directory} is not a codec: it has no {name}.")
     try:
-        return json.loads((directory / CONFIG_FILE).read_text())
+        config = json.loads((directory / CONFIG_FILE).read_text())
     except ValueError as error:
         raise _damaged(directory, error) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{directory / CONFIG_FILE} is no configuration: it holds no object of JSON.")
+    return config
+
+
+@contextlib.contextmanager
+def config_mistakes(directory: Path) -> Iterator[None]:
+    """What a codec's constructor raises over a field that is missing or unusable becomes one sentence."""
+    file, advice = directory / CONFIG_FILE, "copy or import the codec again"
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{file} has no field {error}; {advice}.") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} has a field that can't be used ({line}); {advice}.") from error
 
 
 def read_directory(directory: Path) -> tuple[dict, dict]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import Codec, in_batches
+from anygpt_tokenizers.codec import Codec, in_batches, shapes_of_net
 from anygpt_tokenizers.image_quantizers import HIGHEST, nearest_code, unit
 from anygpt_tokenizers.media_image import read_image, write_image
 
@@ -217,6 +217,10 @@ class ImageCodec(Codec):
         self.patch_size = self.config["patch_size"]
         self.grid = self.image_size // self.patch_size
         self.fixed_frames = self.grid**2
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]]:
+        forms = jax.ShapeDtypeStruct((1, self.fixed_frames, self.patch_size**2), jnp.float32)
+        return shapes_of_net(self.module, forms, prefix="forms/")
 
     @functools.cached_property
     def _encode(self):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from anygpt_tokenizers.checkpoint_files import State, read_state, write_new_directory
+from anygpt_tokenizers.checkpoint_files import State, check_free, read_state, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.encodec_chunks import check_scaling
@@ -97,7 +97,7 @@ def import_speechtokenizer(
     Args:
       ckpt: the state dict, or a trainer's checkpoint that has it under "generator"; torch's or safetensors.
       config: the model's config.json. Its `codebook_dim` is ignored, as the original code does.
-      out: must not exist yet.
+      out: must not exist yet, or be empty.
       num_codebooks: how many of the levels the codec uses; all by default.
     """
     fields = _read_json(config)
@@ -128,7 +128,7 @@ def import_encodec(
 
     Args:
       src: directory with config.json and model.safetensors or pytorch_model.bin.
-      out: must not exist yet.
+      out: must not exist yet, or be empty.
       modality: by default "music" for the non-causal model (32 kHz), "audio" for the causal one (24 kHz).
       num_codebooks: how many of the levels the codec uses; 4 by default, as AnyGPT.
     """
@@ -308,8 +308,7 @@ def _write(
     more: dict | None = None,
 ) -> PublishedCodec:
     """Converts `file` and writes the codec, with `more` in its config, to `out` all at once."""
-    if out.exists():
-        raise UserError(f"{out} exists already; name a new directory.")
+    check_free(out)
     levels = num_codebooks or spec.quantizers
     if not 1 <= levels <= spec.quantizers:
         raise UserError(f"num_codebooks={levels} is impossible: the checkpoint has {spec.quantizers} levels.")

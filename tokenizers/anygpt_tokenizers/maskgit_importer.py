@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
-from anygpt_tokenizers.checkpoint_files import write_new_directory
+from anygpt_tokenizers.checkpoint_files import finite, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.vqgan import VqganCodec, VqganNet, cell_size, completed
 
@@ -50,7 +50,7 @@ def import_maskgit(
 
     Args:
       src: the msgpack file.
-      out: must not exist yet.
+      out: must not exist yet, or be empty.
       image_size: of the pictures, which the file doesn't tell; 512 for the checkpoint of that name.
 
     UserError names an array that is missing, unknown within a part, or of the wrong shape; or the file is no
@@ -146,8 +146,7 @@ def _check(src: str | os.PathLike, found: Mapping[str, Any], config: Mapping[str
                 f"{os.fspath(src)}: {name!r} has the shape {np.shape(found[name])}; the sizes of the other "
                 f"arrays ask for {leaf.shape}."
             )
-        if not np.isfinite(np.asarray(found[name], np.float32)).all():
-            raise UserError(f"{os.fspath(src)}: {name!r} has values that are no finite numbers.")
+        finite(np.asarray(found[name], np.float32), src, name)
     unknown = sorted(set(found) - set(wanted))
     if unknown:
         raise UserError(

@@ -1,8 +1,10 @@
 """Reading and writing pictures, whatever their size, colour mode or defects."""
 
+import contextlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,31 +43,32 @@ def read_image(path: str | os.PathLike, size: int, draft: bool = True) -> np.nda
         raise MediaError("missing file", path)
     if os.path.getsize(path) == 0:
         raise MediaError("empty file", path)
-    try:
-        with Image.open(path) as image:
-            return prepare_image(image, size, path, draft)
-    except UnidentifiedImageError as error:
-        raise MediaError("not an image", path) from error
-    except Image.DecompressionBombError as error:
-        raise MediaError("too many pixels", path, _first_line(error)) from error
-    except _DECODE_ERRORS as error:
-        raise MediaError("damaged image", path, _first_line(error)) from error
+    with _media_errors(path), Image.open(path) as image:
+        return prepare_image(image, size, path, draft)
 
 
 def prepare_image(
     image: Image.Image, size: int, path: str | os.PathLike | None = None, draft: bool = True
 ) -> np.ndarray:
-    """A Pillow image, loaded or just opened -> uint8 [size, size, 3]; MediaError if it is too large."""
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise MediaError("too many pixels", path, f"{image.width}×{image.height}")
-    if draft and pixels > DRAFT_PIXELS:
-        image.draft(None, (4 * size, 4 * size))
-    image.load()
-    image = _to_rgb(ImageOps.exif_transpose(image))
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(image, np.uint8)
+    """A Pillow image, loaded or just opened -> uint8 [size, size, 3].
+
+    Raises:
+      MediaError: too many pixels or none, float pixels that are not finite, a damaged or closed image, a mode
+        that Pillow cannot convert.
+    """
+    with _media_errors(path):
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise MediaError("too many pixels", path, f"{image.width}×{image.height}")
+        if not pixels:
+            raise MediaError("no pixels", path, f"{image.width}×{image.height}")
+        if draft and pixels > DRAFT_PIXELS:
+            image.draft(None, (4 * size, 4 * size))
+        image.load()
+        image = _to_rgb(ImageOps.exif_transpose(image), path)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return np.array(image, np.uint8)
 
 
 def image_from_array(pixels: np.ndarray) -> Image.Image:
@@ -73,13 +76,14 @@ def image_from_array(pixels: np.ndarray) -> Image.Image:
 
     MediaError: another shape or type, or floats that are not finite or out of range.
     """
-    pixels = np.asarray(pixels)
+    try:
+        pixels = np.asarray(pixels)
+    except ValueError as error:  # lists whose lengths differ
+        raise MediaError("not a picture's shape", detail=_first_line(error)) from error
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         raise MediaError("not a picture's shape", detail=f"{list(pixels.shape)}, not [H, W, 3]")
     if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all():
-            place = np.argwhere(~np.isfinite(pixels))[0].tolist()
-            raise MediaError("pixels that are not finite numbers", detail=f"the first at {place}")
+        _check_finite(pixels)
         if pixels.min() < 0 or pixels.max() > 1:
             detail = f"they reach from {pixels.min():g} to {pixels.max():g}"
             raise MediaError("float pixels outside 0..1", detail=detail)
@@ -94,9 +98,9 @@ def write_image(samples: np.ndarray, path: str | os.PathLike) -> None:
     Image.fromarray(np.asarray(samples, np.uint8)).save(path)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = _deep_to_gray(image)
+        image = _deep_to_gray(image, path)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         paper = Image.new("RGBA", layer.size, "white")
@@ -104,15 +108,35 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_to_gray(image: Image.Image) -> Image.Image:
+def _deep_to_gray(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
     # Pillow's own conversion of 16-bit gray clips at 255 instead of scaling. Floats count as 0..1, or 0..255.
     values = np.asarray(image, np.float32)
     if image.mode == "F":
-        values = np.nan_to_num(values)
+        _check_finite(values, path)
         values = values * (255.0 if values.max(initial=0.0) <= 1.0 else 1.0)
     else:
         values = values / 257.0
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _check_finite(pixels: np.ndarray, path: str | os.PathLike | None = None) -> None:
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        place = np.argwhere(~finite)[0].tolist()
+        raise MediaError("pixels that are not finite numbers", path, f"the first at {place}")
+
+
+@contextlib.contextmanager
+def _media_errors(path: str | os.PathLike | None) -> Iterator[None]:
+    """Whatever Pillow raises within, of a file or of an image given as such, becomes a MediaError."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise MediaError("not an image", path) from error
+    except Image.DecompressionBombError as error:
+        raise MediaError("too many pixels", path, _first_line(error)) from error
+    except _DECODE_ERRORS as error:
+        raise MediaError("damaged image", path, _first_line(error)) from error
 
 
 def _first_line(error: BaseException) -> str:

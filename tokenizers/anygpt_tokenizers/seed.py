@@ -23,16 +23,26 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, Codec, MediaError, read_config
+from anygpt_tokenizers.codec import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Codec,
+    MediaError,
+    config_mistakes,
+    read_config,
+    rectangular,
+)
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
 from anygpt_tokenizers.meshes import OnMesh, automatic
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_layers import laid_apart
+from anygpt_tokenizers.seed_layout import shapes_of
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 from anygpt_tokenizers.unclip import UnclipDecoder
 
 BATCH = 64  # pictures in one call of a program
 UNCLIP = "unclip"
+PER_PICTURE = {"negative_codes", "latents", "noise", "prompt_embeddings"}  # options of `decode`
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
@@ -57,6 +67,8 @@ class SeedCodec(OnMesh, Codec):
         self.directory = Path(directory)
         self.spec = spec_from_config(self.config)
         self.dtype = jnp.dtype(self.config["dtype"])
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise UserError(f"{directory}: the dtype {self.dtype} in {CONFIG_FILE} is none of floats.")
         self.net = SeedNet(self.spec, self.dtype)
         self.image_size = self.spec.image_size
         self.fixed_frames = self.spec.num_queries
@@ -71,12 +83,20 @@ class SeedCodec(OnMesh, Codec):
         if config.get("type") != cls.type:
             raise UserError(f"{directory} holds no SEED-2 tokenizer; import one with import-seed.")
         params = traverse_util.unflatten_dict(map_arrays(directory / WEIGHTS_FILE), sep="/")
-        return cls(config, params, directory)
+        with config_mistakes(directory):
+            codec = cls(config, params, directory)
+            codec.check_params(directory)
+        return codec
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]]:
+        return shapes_of(self.spec)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Copies the codec, the unCLIP decoder included."""
+        """Copies the codec, the unCLIP decoder included; where it was read from it lies already."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        if directory.samefile(self.directory):
+            return
         shutil.copyfile(self.directory / WEIGHTS_FILE, directory / WEIGHTS_FILE)
         if (self.directory / UNCLIP).is_dir():
             shutil.copytree(self.directory / UNCLIP, directory / UNCLIP, dirs_exist_ok=True)
@@ -171,9 +191,13 @@ class SeedCodec(OnMesh, Codec):
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
         return list(self.encode(np.stack(items))) if items else []
 
-    def check_codes(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [B, 32] or [B, 32, 1] as int32 [B, 32, 1]; UserError names what is not this codec's."""
-        codes, wanted = np.asarray(codes), self.fixed_frames
+    def check_codes(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
+        """Codes [B, 32] or [B, 32, 1] as int32 [B, 32, 1]; UserError names what is not this codec's.
+
+        `first` is the number that messages give the first row.
+        """
+        wanted = self.fixed_frames
+        codes = rectangular(codes, wanted)
         if codes.ndim == 3 and codes.shape[-1] == 1:
             codes = codes[..., 0]
         if codes.ndim != 2 or codes.shape[1] != wanted:
@@ -187,7 +211,7 @@ class SeedCodec(OnMesh, Codec):
             row, position = wrong[0]
             raise UserError(
                 f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; position {position} of row "
-                f"{row} is {codes[row, position]}."
+                f"{first + row} is {codes[row, position]}."
             )
         return codes.astype(np.int32)[..., None]
 
@@ -253,7 +277,8 @@ class ImageTokenizer:
     def encode(self, images: Sequence[Picture]) -> np.ndarray:
         """Files, Pillow images or arrays of any sizes -> int32 [B, 32]; MediaError names an unusable one.
 
-        Arrays are uint8 or floats from 0 to 1, [H, W, 3] each or all together [B, H, W, 3].
+        Arrays are uint8 or floats from 0 to 1, [H, W, 3] each or all together [B, H, W, 3]. UserError: a
+        single picture that is not in a list.
         """
         pixels, refused = self._read(images)
         if refused:
@@ -274,7 +299,42 @@ class ImageTokenizer:
         """Codes int32 [B, 32] -> uint8 [B, 768, 768, 3]; see `SeedCodec.decode`."""
         return self.codec.decode(codes, key, **options)
 
+    def decode_usable(
+        self, codes: Sequence[np.ndarray], key: jax.Array | int = 0, **options
+    ) -> tuple[np.ndarray, dict[int, UserError]]:
+        """As `decode`, but a row that is no picture's codes costs no other.
+
+        Args:
+          codes: of any number of pictures; rows may be unusable in any way.
+          key: of the noise, which is drawn for the usable rows as if they were all.
+          options: as of `decode`; what is given per picture is given for every row of `codes`.
+
+        Returns:
+          (pictures of the usable rows uint8 [B, 768, 768, 3], what is wrong with the others by index).
+        """
+        rows, refused = {}, {}
+        for index, row in enumerate(codes):
+            try:
+                rows[index] = self.codec.check_codes([row], index)[0]
+            except UserError as error:
+                refused[index] = error
+        if not rows:
+            size = self.codec.unclip.spec.image_size
+            return np.zeros((0, size, size, 3), np.uint8), refused
+        for name in PER_PICTURE & set(options):
+            if options[name] is not None and len(options[name]) == len(rows) + len(refused):
+                options[name] = np.stack([np.asarray(options[name][index]) for index in rows])
+        return self.decode(np.stack(list(rows.values())), key, **options), refused
+
     def _read(self, images: Sequence[Picture]) -> tuple[list[np.ndarray], dict[int, MediaError]]:
+        # One picture is iterable too: its rows, or a name's letters, would be taken for pictures.
+        axes = getattr(images, "ndim", None)
+        if isinstance(images, str | os.PathLike | Image.Image) or axes not in (None, 1, 4):
+            shown = f"an array {list(images.shape)}" if axes is not None else repr(images)
+            raise UserError(
+                f"Give a list of pictures, or an array [batch, height, width, 3], not {shown}; put a single "
+                "picture into a list."
+            )
         pixels, refused = [], {}
         for index, image in enumerate(images):
             try:

@@ -11,14 +11,20 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from anygpt_tokenizers.checkpoint_files import read_checkpoint, to_numpy, write_new_directory
+from anygpt_tokenizers.checkpoint_files import (
+    check_free,
+    finite,
+    read_tensors,
+    to_numpy,
+    write_new_directory,
+)
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
@@ -35,6 +41,7 @@ from anygpt_tokenizers.seed_layout import (
 from anygpt_tokenizers.seed_net import SeedSpec
 
 VIT_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+DTYPES = ("float32", "bfloat16")  # what the unCLIP decoder can compute in, too
 PUBLISHED = SeedSpec()
 LAYER, REVERSE_LAYER = (stem + LAYERS for stem in QFORMERS.values())
 
@@ -45,7 +52,8 @@ class LoadReport:
 
     Attributes:
       used, training_only: numbers of keys.
-      extra: keys that SEED's module doesn't declare: their number and elements, by name without numbers.
+      extra: keys that SEED's module doesn't declare: their number and elements, by name without numbers. What
+        is no tensor, such as a trainer's "epoch", counts as no elements.
     """
 
     used: int
@@ -77,17 +85,19 @@ def import_seed(
     Args:
       quantizer: seed_quantizer.pt, or the same as safetensors.
       vit: eva_vit_g.pth, or the same as safetensors, or a BLIP-2 directory of transformers (safetensors).
-      out: must not exist yet.
-      dtype: of the products of vision tower and Q-Former when the codec runs.
+      out: must not exist yet, or be empty.
+      dtype: of the products of vision tower and Q-Former when the codec runs, "float32" or "bfloat16".
       param_dtype: of the stored weights.
       num_heads: of vision tower, Q-Former and decode head, the only sizes that the arrays don't show.
 
-    UserError names a file or key that is missing, or a tensor of the wrong shape.
+    UserError names a file or key that is missing, or a tensor of the wrong shape or of no finite numbers.
     """
-    out, tensors = Path(out), read_checkpoint(Path(quantizer))
-    if out.exists():
-        raise UserError(f"{out} exists already; name a new directory.")
-    places = {VISION: _read_vit(vit, tensors), "": os.fspath(quantizer)}
+    if dtype not in DTYPES:
+        raise UserError(f"SEED-2 runs in {' or '.join(DTYPES)}, not in dtype={dtype}.")
+    out = Path(out)
+    check_free(out)
+    tensors, others = read_tensors(Path(quantizer))
+    places = {VISION: _read_vit(vit, tensors, others), "": os.fspath(quantizer)}
     spec = spec_of(tensors, num_heads, places)
     sources, training = sources_of(spec), training_keys(spec)
     needed = [key for source in sources.values() for key in source.keys]
@@ -104,9 +114,12 @@ def import_seed(
         **dataclasses.asdict(spec),
     }
 
+    def read(key: str) -> np.ndarray:
+        return finite(np.asarray(to_numpy(tensors[key]), np.float32), *_shown(key, places))
+
     def array_of(name: str) -> np.ndarray:
         source = sources[name]
-        parts = [source.convert(np.asarray(to_numpy(tensors[key]), np.float32)) for key in source.keys]
+        parts = [source.convert(read(key)) for key in source.keys]
         return np.stack(parts) if source.stacked else parts[0]
 
     def write(folder: Path) -> None:
@@ -115,7 +128,8 @@ def import_seed(
 
     write_new_directory(out, write)
     used, known = set(needed), set(needed) | set(training)
-    report = LoadReport(len(used), len(training), _grouped(tensors, set(tensors) - known))
+    extra = {key: tensors[key].shape for key in set(tensors) - known} | dict.fromkeys(others, (0,))
+    report = LoadReport(len(used), len(training), _grouped(extra))
     return SeedCodec.from_pretrained(out), report
 
 
@@ -138,7 +152,8 @@ def spec_of(
     _, queries, dim = shape("query_tokens")
     size, code_dim = shape("quantize.embedding.weight")
     published, down_dims, reverse_layers = PUBLISHED, (), 0
-    if "reverse_tokens" in tensors:
+    # Where there are the published head's maps, that is the head, whatever else the file has.
+    if "reverse_tokens" in tensors and not any(key.startswith("image_down.") for key in tensors):
         reverse_layers = depth(REVERSE_LAYER, dim, published.qformer_dim, published.qformer_layers)
     else:
         indices = range(0, 2 * len(published.down_dims), 2)
@@ -173,8 +188,11 @@ def spec_of(
     return spec
 
 
-def _read_vit(vit: str | os.PathLike | None, tensors: dict[str, Any]) -> str:
-    """Adds the vision tower's tensors to the quantizer's; returns the file to name in messages."""
+def _read_vit(vit: str | os.PathLike | None, tensors: dict[str, Any], others: list[str]) -> str:
+    """Adds the vision tower's tensors to the quantizer's, and what is none to `others`.
+
+    Returns the file to name in messages.
+    """
     if vit is None or not Path(vit).exists():
         what = "--vit is not given" if vit is None else f"There is no {os.fspath(vit)}"
         raise UserError(
@@ -183,7 +201,8 @@ def _read_vit(vit: str | os.PathLike | None, tensors: dict[str, Any]) -> str:
             f"{VIT_URL} and pass --vit=eva_vit_g.pth."
         )
     vit = Path(vit)
-    found = _from_blip2(vit) if vit.is_dir() else read_checkpoint(vit)
+    found, more = (_from_blip2(vit), []) if vit.is_dir() else read_tensors(vit)
+    others.extend(VISION + key for key in more)
     tensors.update({VISION + key.removeprefix(VISION): value for key, value in found.items()})
     return os.fspath(vit)
 
@@ -241,10 +260,10 @@ def _missing(key: str, places: Mapping[str, str]) -> UserError:
     return UserError(f"{place}: the key {shown!r} is missing, so this is not the file or not all of it.")
 
 
-def _grouped(tensors: Mapping[str, Any], keys: Iterable[str]) -> dict[str, tuple[int, int]]:
+def _grouped(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     counts, sizes = collections.Counter(), collections.Counter()
-    for key in sorted(keys):
+    for key in sorted(shapes):
         name = re.sub(r"\.\d+(?=\.)", ".*", key)
         counts[name] += 1
-        sizes[name] += int(np.prod(tuple(tensors[key].shape)))
+        sizes[name] += int(np.prod(tuple(shapes[key])))
     return {name: (counts[name], sizes[name]) for name in counts}

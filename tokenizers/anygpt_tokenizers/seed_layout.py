@@ -6,8 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
+from anygpt_tokenizers.codec import shapes_of_net
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
 
 VISION = "visual_encoder."
@@ -95,8 +95,7 @@ def training_keys(spec: SeedSpec) -> list[str]:
 
 def shapes_of(spec: SeedSpec) -> dict[str, tuple[int, ...]]:
     pixels = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.uint8)
-    params = jax.eval_shape(SeedNet(spec).init, jax.random.key(0), pixels)["params"]
-    return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    return shapes_of_net(SeedNet(spec), pixels)
 
 
 def _source(name: str, shape: tuple[int, ...], spec: SeedSpec) -> Source:

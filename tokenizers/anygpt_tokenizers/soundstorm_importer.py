@@ -54,7 +54,7 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
 
     Args:
       ckpt: the state dict of AnyGPT's SoundStorm (or of the port it comes from), torch's or safetensors.
-      out: must not exist yet.
+      out: must not exist yet, or be empty.
       heads: of the attention, the only size that the arrays don't show.
     """
     place, arrays, original = os.fspath(ckpt), {}, {}

@@ -44,7 +44,8 @@ class SpeechTokenizer(PublishedCodec):
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Writes config.json and weights.safetensors, and copies the SoundStorm."""
-        if self._speaks:
+        here = self.directory is not None and Path(directory).resolve() == self.directory.resolve()
+        if self._speaks and not here:
             shutil.copytree(self.directory / SOUNDSTORM, Path(directory, SOUNDSTORM), dirs_exist_ok=True)
         super().save_pretrained(directory)
 

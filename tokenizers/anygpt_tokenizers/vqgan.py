@@ -17,7 +17,7 @@ import numpy as np
 
 from anygpt_tokenizers import maskgit_net, picture_losses, vit_vqgan_net
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import Codec
+from anygpt_tokenizers.codec import Codec, shapes_of_net
 from anygpt_tokenizers.fresh_weights import initial_params
 from anygpt_tokenizers.latent_quantizers import Quantised, build_quantizer, with_quantizer
 from anygpt_tokenizers.media_image import read_image, write_image
@@ -118,6 +118,10 @@ class VqganCodec(OnMesh, Codec):
         self.image_size: int = config["image_size"]
         self.grid = self.image_size // cell_size(config)
         self.fixed_frames = self.grid**2
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]]:
+        pixels = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
+        return shapes_of_net(self.net, pixels)
 
     @functools.cached_property
     def weights(self) -> dict:
