@@ -84,6 +84,7 @@ def test_weight_normalised_kernels_are_the_ones_they_came_from():
 def test_settings_that_contradict_each_other_are_named(tmp_path):
     for change, words in [
         ({"teacher": {"function": ""}}, "'distill'"),
+        ({"teacher": {"field": "features"}}, "'features' and config.teacher.function .* two teachers"),
         ({"speed_range": (0.9, 1.1)}, "speed_range"),
         ({"adversary": {"networks": {"periods": (), "scales": 0}}, "loss_weights": {}}, "adversary"),
         ({"adversary": {"kind": "none"}}, "least_squares"),

@@ -18,6 +18,8 @@ from anygpt_tokenizers.media_audio import read_audio
 
 ATTEMPTS = 20  # files that are drawn for one row of a batch before the next one that can be used is taken
 
+FRAMES_OFF = 3  # how many more or fewer a teacher may have: HuBERT pads nothing, others pad both ends
+
 
 class Clip(NamedTuple):
     """A sound float32 [T], and the teacher's features float32 [F, S] of it, if there is a teacher."""
@@ -83,8 +85,12 @@ def report_left_out(errors: list[str], count: int, files: str = "files") -> None
         tqdm.write(line, file=sys.stderr)
 
 
-def read_clips(config: config_dict.ConfigDict, data_dir: str | Path) -> Clips:
-    """The clips of DIR/manifest.jsonl of config.codec.modality; `config.keep_in_memory` reads them now."""
+def read_clips(config: config_dict.ConfigDict, data_dir: str | Path, hop: int) -> Clips:
+    """The clips of DIR/manifest.jsonl of config.codec.modality; `config.keep_in_memory` reads them now.
+
+    `hop`: samples per frame. UserError where a teacher's features have another width, or are more than
+    `FRAMES_OFF` frames more or fewer than the codec's.
+    """
     modality, field = config.codec.modality, config.teacher.field
     rows = [row for row in rows_with(data_dir, field or modality) if modality in row]
     if not rows:
@@ -97,12 +103,20 @@ def read_clips(config: config_dict.ConfigDict, data_dir: str | Path) -> Clips:
         field=field,
         function=imported(config.teacher.function) if config.teacher.function else None,
         dimension=config.codec.get("semantic_dimension"),
+        hop=hop,
     )
     return Clips(rows, read, config.keep_in_memory)
 
 
 def _read_clip(
-    row: dict, folder: Path, modality: str, rate: int, field: str, function: Callable | None, dimension
+    row: dict,
+    folder: Path,
+    modality: str,
+    rate: int,
+    field: str,
+    function: Callable | None,
+    dimension: int | None,
+    hop: int,
 ) -> Clip:
     path = folder / row[modality]
     wave = read_audio(path, rate)
@@ -114,6 +128,12 @@ def _read_clip(
         raise UserError(
             f"{place}: the teacher's features have the shape {list(features.shape)}; the codec expects "
             f"[frames, {dimension}] (config.codec.semantic_dimension)."
+        )
+    frames = -(-len(wave) // hop)
+    if abs(len(features) - frames) > FRAMES_OFF:
+        raise UserError(
+            f"{place}: the teacher's features are {len(features)} frames; the codec's are {frames}, at "
+            f"{rate / hop:g} a second. Give features at that rate."
         )
     if not np.isfinite(features).all():
         raise MediaError("features that are not finite", place)

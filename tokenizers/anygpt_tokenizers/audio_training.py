@@ -77,6 +77,11 @@ class AudioTraining:
         weights = config.loss_weights.to_dict()
         self.output_terms = [name for name in weights if name not in DIRECT_TERMS]
         self.has_teacher = bool(config.teacher.field or config.teacher.function)
+        if config.teacher.field and config.teacher.function:
+            raise UserError(
+                f"config.teacher.field {config.teacher.field!r} and config.teacher.function "
+                f"{config.teacher.function!r} are two teachers; set one of them to ''."
+            )
         self.adversary = Adversary(config) if config.adversary.networks else None
         if ("distill" in weights) != self.has_teacher or (
             self.has_teacher and not self.codec_config.get("semantic_dimension")
@@ -96,7 +101,7 @@ class AudioTraining:
 
     def read_examples(self, data_dir: str | Path) -> Clips:
         """See `audio_examples.read_clips`."""
-        return read_clips(self.config, data_dir)
+        return read_clips(self.config, data_dir, self.generator.hop_length)
 
     def init(self, rng: jax.Array, examples: Clips) -> tuple[dict, TrainingState]:
         """Fresh parameters and an empty codebook state; the codebooks come from the data later."""

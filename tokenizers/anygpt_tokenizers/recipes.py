@@ -21,7 +21,7 @@ def audio() -> config_dict.ConfigDict:
     - balance: decay of EnCodec's balancer, or 0 for none.
     - adversary: see `audio_adversary.Adversary`; no discriminators where `networks` is empty.
     - teacher: `field`, the manifest's name of the .npy files of features, or `function`, "module:function"
-      that computes them from (wave, rate).
+      that computes them from (wave, rate); not both. They come as often as the codec's frames.
     - quantize_from: step at which the latents begin to be quantised. pool: recent latents kept for it.
     - kmeans_iterations, ema_decay, restart_below: see `residual_vq`.
     - quantizer_dropout: numbers of levels of which each step takes one; empty for always all.
