@@ -146,7 +146,14 @@ class AudioTraining:
         return batch
 
     def loss(self, params: dict, state: TrainingState, batch: dict, rng: jax.Array):
-        """Batch -> (scalar, (new state, metrics)). With a balance, its gradient is the balanced one."""
+        """Batch -> (scalar, (new state, metrics)). With a balance, its gradient is the balanced one.
+
+        "level_commitment" pulls the latents towards what every level makes of them, as in audiocraft. Its
+        value is also that of SpeechTokenizer 1.0.1, where only level 0's share has a gradient: each level
+        takes its quantised vectors from its input with the straight-through gradient still on, which leaves
+        the next level's input none. The latents of every level are meant to stay near their codes, so that
+        recipe differs from the original here.
+        """
         config, wave = self.config, batch["wave"]
         latents = self.generator.encode(params, wave)
         codebooks = jax.lax.cond(

@@ -14,9 +14,10 @@ def audio() -> config_dict.ConfigDict:
     - keep_in_memory: read all files at the start, or each when its turn comes. Those that can't be used are
       left out either way.
     - loss_weights: which terms the loss has. "commitment" (latents to quantised latents), "level_commitment"
-      (the same for every level, averaged), "distill" (see teacher), "l1" (waveform), those of
-      `audio_losses.multi_resolution_losses` for `stft_sizes` or of the spectral head, "mel_0", "mel_1", … for
-      `mel_windows`, "mel_scales" for `mel_scales`, "adversarial" and "feature" (see adversary).
+      (the same for every level, averaged; see `AudioTraining.loss`), "distill" (see teacher), "l1"
+      (waveform), those of `audio_losses.multi_resolution_losses` for `stft_sizes` or of the spectral head,
+      "mel_0", "mel_1", … for `mel_windows`, "mel_scales" for `mel_scales`, "adversarial" and "feature" (see
+      adversary).
     - mel_bands: of all mel terms. mel_windows: pairs of window and hop. mel_scales: windows.
     - balance: decay of EnCodec's balancer, or 0 for none.
     - adversary: see `audio_adversary.Adversary`; no discriminators where `networks` is empty.
