@@ -81,9 +81,28 @@ def test_weight_normalised_kernels_are_the_ones_they_came_from():
     assert split["trunk_up"]["layers_1"]["size"].shape == (32, 1, 1)
 
 
+def test_every_level_pulls_the_latents_towards_its_codes():
+    training = build_training(load("speechtokenizer.py:dummy"))
+    rng = np.random.default_rng(0)
+    latents = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
+    books = jnp.asarray(rng.normal(size=(2, 32, 8)), jnp.float32)
+
+    def commitment(latents):
+        found = training._quantize(books, latents, jnp.asarray(True), jax.random.key(0))
+        return found.terms["level_commitment"], found
+
+    pull, found = jax.grad(commitment, has_aux=True)(latents)
+    left, expected = np.asarray(latents), 0
+    for level in range(2):
+        left = left - np.asarray(books)[level, np.asarray(found.codes)[..., level]]
+        expected = expected + 2 * left / left.size / 2  # of a mean over entries and over levels
+    np.testing.assert_allclose(pull, expected, atol=1e-6)
+
+
 def test_settings_that_contradict_each_other_are_named(tmp_path):
     for change, words in [
         ({"teacher": {"function": ""}}, "'distill'"),
+        ({"teacher": {"field": "features"}}, "'features' and config.teacher.function .* two teachers"),
         ({"speed_range": (0.9, 1.1)}, "speed_range"),
         ({"adversary": {"networks": {"periods": (), "scales": 0}}, "loss_weights": {}}, "adversary"),
         ({"adversary": {"kind": "none"}}, "least_squares"),

@@ -8,8 +8,9 @@ from anygpt_tokenizers import cli, residual_vq, resume
 from anygpt_tokenizers.audio_training import AudioTraining
 from anygpt_tokenizers.codec import load_codec
 from anygpt_tokenizers.encodec import Encodec
+from anygpt_tokenizers.media_audio import write_audio
 from anygpt_tokenizers.train import train_codec
-from training_media import read_log, write_tones
+from training_media import RATE, read_log, write_tones
 
 
 def load(name: str):
@@ -78,3 +79,55 @@ def test_a_run_that_was_killed_continues_to_the_bit(tmp_path, monkeypatch):
     assert load_codec(tmp_path / "killed").hash == load_codec(tmp_path / "whole").hash
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "whole")
     assert not (tmp_path / "killed" / resume.FILE).exists()
+
+
+def silence(folder, *numbers: int) -> None:
+    """Makes files of `write_tones` ones that can't be used."""
+    for number in numbers:
+        write_audio(np.zeros(RATE, np.float32), folder / f"{number}.wav", RATE)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_files_that_cannot_be_used_are_left_out_counted_and_said(tmp_path, capsys, keep):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "heldout").mkdir()
+    data, heldout = (write_tones(tmp_path / name, "speech") for name in ("train", "heldout"))
+    silence(data, 0, 2)
+    (heldout / "0.wav").write_bytes(b"RIFF")
+    config = load("speech_small.py:dummy")
+    config.update({"steps": 6, "keep_in_memory": keep, "evaluate_clips": 4})
+    metrics = train_codec(config, data, tmp_path / "out", heldout)
+    said = capsys.readouterr().err
+    assert metrics["heldout"]["clips"] == (4 if keep else 3)  # of four
+    if keep:
+        assert metrics["examples"] == 4 and "left out: 2 of 6 files that can't be used; the first: " in said
+        assert "left out: 1 of 6 files" in said
+    else:
+        assert metrics["heldout"]["left_out"] == 1 and "left out: 1 of 4 held-out files" in said
+        assert "left out so far: 1 of 6 files" in said and "silent" in said
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_run_with_nothing_to_learn_from_or_to_measure_ends_before_its_first_step(tmp_path, keep):
+    data = write_tones(tmp_path, "speech", count=2)
+    config = load("speech_small.py:dummy")
+    config.keep_in_memory = keep
+    silence(data, 1)  # the last tenth, which is held out; kept in memory, one file alone is left
+    with pytest.raises(cli.UserError, match="too few examples" if keep else "None of the 1 held-out files"):
+        train_codec(config, data, tmp_path / "out")
+    silence(data, 0)
+    with pytest.raises(cli.UserError, match=r"None of the 2 files can be used; .*\.wav: silent"):
+        training = AudioTraining(config)
+        training.sample_batch(training.read_examples(data), np.random.default_rng(0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_good_file_among_many_bad_ones_is_found(tmp_path):
+    data = write_tones(tmp_path, "speech", count=1)
+    row = (data / "manifest.jsonl").read_text()
+    (data / "manifest.jsonl").write_text("\n".join([row.replace("0.wav", "gone.wav")] * 500 + [row]))
+    config = load("speech_small.py:dummy")
+    config.keep_in_memory = False
+    training = AudioTraining(config)
+    batch = training.sample_batch(training.read_examples(data), np.random.default_rng(0))
+    assert (np.abs(batch["wave"]).max(axis=1) > 0.01).all()

@@ -105,6 +105,51 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_p
         assert all(word in sentence for word in words), sentence
 
 
+@pytest.mark.parametrize("case", ["speech_elu", "encodec_music"])
+def test_two_spellings_of_one_weight_are_both_named(case, tmp_path):
+    def parts(state):
+        return [name for name in state if name.startswith(FIRST[case]) and "weight" in name]
+
+    def plain(state, config):  # which would win over the other two
+        _, v = parts(state)
+        state[f"{FIRST[case]}.weight"] = np.zeros_like(state[v])
+
+    def twice(state, config):
+        for name in parts(state):
+            for new, old in zip(("weight_g", "weight_v"), ("original0", "original1"), strict=True):
+                if name.endswith((new, old)):
+                    state[f"{FIRST[case]}.{new}"] = state[name].copy()
+                    state[f"{FIRST[case]}.parametrizations.weight.{old}"] = state[name].copy()
+
+    def elsewhere(state, config):
+        for name in ("encoder.layers.0.conv.bias", "encoder.model.0.conv.conv.bias"):
+            state[name] = state[f"{FIRST[case]}.bias"].copy()
+
+    for change, words in [(plain, ["weight'"]), (twice, ["weight_", "original"]), (elsewhere, ["bias'"])]:
+        sentence = refused(case, tmp_path / change.__name__, change)
+        assert "spellings of one weight" in sentence and sentence.count(FIRST[case]) >= 1, sentence
+        assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value", "words"),
+    [
+        ("speech_elu", "strides", "5,4", "a list of whole numbers above 0"),
+        ("speech_elu", "strides", [5, 0], "a list of whole numbers above 0"),
+        ("speech_elu", "n_filters", "2", "a whole number above 0"),
+        ("speech_elu", "sample_rate", None, "a whole number above 0"),
+        ("speech_elu", "bidirectional", 1, "true or false"),
+        ("encodec_music", "upsampling_ratios", "5,4", "a list of whole numbers above 0"),
+        ("encodec_music", "trim_right_ratio", "1", "a number"),
+        ("encodec_music", "sampling_rate", 0, "a whole number above 0"),
+        ("encodec_music", "target_bandwidths", "24", "list numbers"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_sentence(case, field, value, words, tmp_path):
+    sentence = refused(case, tmp_path, lambda state, config: config.update({field: value}))
+    assert f"config.json: {field} is {value!r}; it must " in sentence and words in sentence
+
+
 def test_a_checkpoint_of_another_size_than_its_config_is_named(tmp_path):
     def other(state, config):
         config["dimension"] = 16

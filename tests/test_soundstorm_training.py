@@ -84,3 +84,15 @@ def test_codes_that_do_not_fit_are_named(tmp_path):
         np.save(tmp_path / "a.npy", codes)
         with pytest.raises(cli.UserError, match=words):
             training.read_examples(tmp_path)
+
+
+def test_files_of_codes_that_cannot_be_read_are_left_out_and_none_at_all_is_said(tmp_path, capsys):
+    write_codes(tmp_path, count=3)
+    (tmp_path / "0.npy").write_bytes(b"nothing")
+    (tmp_path / "2.npy").unlink()
+    assert len(SoundStormTraining(dummy()).read_examples(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "left out: 2 of 3 files" in said and "0.npy: not a readable .npy file" in said
+    (tmp_path / "1.npy").unlink()
+    with pytest.raises(cli.UserError, match=r"None of the 3 files .*0\.npy: not a readable \.npy file"):
+        SoundStormTraining(dummy()).read_examples(tmp_path)

@@ -117,14 +117,23 @@ def test_a_soundstorm_of_other_sizes_is_named(folder, tmp_path):
         codec.load_codec(tmp_path / "codec").decode(semantic_codes(other, 4))
 
 
-def test_soundstorm_learns_all_levels_of_what_its_codec_hears(folder, speaking):
-    (folder / "manifest.jsonl").write_text('{"speech": "voice.wav"}\n')
+def test_soundstorm_learns_all_levels_of_what_its_codec_hears(folder, speaking, capsys):
+    (folder / "manifest.jsonl").write_text('{"speech": "silent.wav"}\n{"speech": "voice.wav"}\n')
+    soundfile.write(folder / "silent.wav", np.zeros(1600), 16000)
     config = cli.load_config("configs/soundstorm.py:dummy").unlock()
     size = speaking.codebook_size
     config.net.update(levels=speaking.spec.quantizers - 1, codebook_size=size, semantic_size=size)
     config.codes.codec = str(folder / "codec")
     (codes,) = SoundStormTraining(config).read_examples(folder)
     np.testing.assert_array_equal(codes, speaking.encode_voice(folder / "voice.wav"))
+    assert "left out: 1 of 2 files" in capsys.readouterr().err
+    for name, other in [("levels", -1), ("codebook_size", 1), ("semantic_size", 1)]:
+        unlike = config.copy_and_resolve_references()
+        unlike.net[name] += other
+        with pytest.raises(UserError, match=f"{name} {unlike.net[name]}.* asks for"):
+            SoundStormTraining(unlike).read_examples(folder)
+        with pytest.raises(UserError, match="asks for"):
+            SoundStormTraining(unlike).init(jax.random.key(0), [])
     config.codes.codec = str(codec.SHIPPED / "speech")
     with pytest.raises(UserError, match="holds a seanet; SoundStorm learns"):
         SoundStormTraining(config).read_examples(folder)

@@ -8,7 +8,7 @@ from anygpt_tokenizers import cli, teachers
 from anygpt_tokenizers.audio_examples import read_clips
 from anygpt_tokenizers.codec import load_codec
 from anygpt_tokenizers.teacher_features import hubert_teacher, write_features
-from anygpt_tokenizers.train import train_codec
+from anygpt_tokenizers.train import build_training, train_codec
 from training_media import RATE, read_log, write_tones
 
 MODULE = """
@@ -59,6 +59,23 @@ def test_a_file_that_cannot_be_read_is_left_out_and_none_at_all_is_said(tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_features_of_another_frame_rate_are_refused_with_both_counts(tmp_path):
+    def seldom(wave, stem):  # as a file of features that doesn't go with the sound
+        np.save(stem.with_suffix(".npy"), np.zeros((46, 39), np.float32))
+        return stem.with_suffix(".npy").name
+
+    data = write_tones(tmp_path, "speech", count=2, features=seldom)
+    with pytest.raises(cli.UserError, match=r"0\.npy: .* are 46 frames; the codec's are 50, at 50 a second"):
+        build_training(load(field="features")).read_examples(data)
+    for path in tmp_path.glob("*.npy"):
+        np.save(path, np.zeros((47, 39), np.float32))  # a few frames more or fewer are usual
+    assert len(build_training(load(field="features")).read_examples(data)[0].features) == 47
+    often = load(function="anygpt_tokenizers.teachers:cepstra")
+    often.codec.strides = (32, 20)  # 25 frames a second
+    with pytest.raises(cli.UserError, match=r"0\.wav: .* are 51 frames; the codec's are 25, at 25 a second"):
+        build_training(often).read_examples(data)
+
+
 @pytest.mark.parity
 def test_huberts_features_are_the_mean_of_its_hidden_states(tmp_path):
     torch = pytest.importorskip("torch")
@@ -82,7 +99,7 @@ def test_huberts_features_are_the_mean_of_its_hidden_states(tmp_path):
     write_features(data, tmp_path / "files", hubert_teacher(tmp_path / "hubert"))
     config = load(field="features")
     config.codec.semantic_dimension = 24
-    assert read_clips(config, tmp_path / "files")[0].features.shape == (49, 24)
+    assert read_clips(config, tmp_path / "files", 320)[0].features.shape == (49, 24)
     for arguments, words in [
         ((tmp_path / "nothing",), "no HuBERT"),
         ((tmp_path / "hubert", 3), "0 to 2"),

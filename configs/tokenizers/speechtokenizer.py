@@ -3,7 +3,8 @@
 The sizes and weights of the published recipe. HuBERT's features, which level 0 learns to tell, are read from
 .npy files [frames, 768] that the manifest names in "features", at 50 frames a second (the mean over all
 layers of HuBERT base's hidden states there). The codebooks start from k-means after a few batches rather
-than on the first, which has fewer frames than there are codes.
+than on the first, which has fewer frames than there are codes. Every level's commitment reaches the encoder,
+where in the original code only level 0's does (see `AudioTraining.loss`).
 """
 
 from anygpt_tokenizers import recipes

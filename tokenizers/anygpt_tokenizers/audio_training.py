@@ -3,7 +3,8 @@
 One class serves the small codecs and the published recipes; `recipes.audio` lists the settings.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,22 @@ import numpy as np
 
 from anygpt_tokenizers import audio_losses, residual_vq, spectral
 from anygpt_tokenizers.audio_adversary import Adversary, balanced, init_balance
-from anygpt_tokenizers.audio_examples import Clip, Clips, crop, random_clip, read_clips
+from anygpt_tokenizers.audio_examples import (
+    Clip,
+    Clips,
+    crop,
+    random_clip,
+    read_clips,
+    report_left_out,
+    usable,
+)
 from anygpt_tokenizers.audio_generators import build_generator
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, load_codec
 
 DIRECT_TERMS = ("commitment", "level_commitment", "distill")  # of the loss, that don't depend on the output
 ADVERSARIAL_TERMS = ("adversarial", "feature")
+TOGETHER = 32  # held-out clips that are in memory at a time
 
 
 class TrainingState(NamedTuple):
@@ -67,6 +77,11 @@ class AudioTraining:
         weights = config.loss_weights.to_dict()
         self.output_terms = [name for name in weights if name not in DIRECT_TERMS]
         self.has_teacher = bool(config.teacher.field or config.teacher.function)
+        if config.teacher.field and config.teacher.function:
+            raise UserError(
+                f"config.teacher.field {config.teacher.field!r} and config.teacher.function "
+                f"{config.teacher.function!r} are two teachers; set one of them to ''."
+            )
         self.adversary = Adversary(config) if config.adversary.networks else None
         if ("distill" in weights) != self.has_teacher or (
             self.has_teacher and not self.codec_config.get("semantic_dimension")
@@ -86,7 +101,7 @@ class AudioTraining:
 
     def read_examples(self, data_dir: str | Path) -> Clips:
         """See `audio_examples.read_clips`."""
-        return read_clips(self.config, data_dir)
+        return read_clips(self.config, data_dir, self.generator.hop_length)
 
     def init(self, rng: jax.Array, examples: Clips) -> tuple[dict, TrainingState]:
         """Fresh parameters and an empty codebook state; the codebooks come from the data later."""
@@ -131,7 +146,14 @@ class AudioTraining:
         return batch
 
     def loss(self, params: dict, state: TrainingState, batch: dict, rng: jax.Array):
-        """Batch -> (scalar, (new state, metrics)). With a balance, its gradient is the balanced one."""
+        """Batch -> (scalar, (new state, metrics)). With a balance, its gradient is the balanced one.
+
+        "level_commitment" pulls the latents towards what every level makes of them, as in audiocraft. Its
+        value is also that of SpeechTokenizer 1.0.1, where only level 0's share has a gradient: each level
+        takes its quantised vectors from its input with the straight-through gradient still on, which leaves
+        the next level's input none. The latents of every level are meant to stay near their codes, so that
+        recipe differs from the original here.
+        """
         config, wave = self.config, batch["wave"]
         latents = self.generator.encode(params, wave)
         codebooks = jax.lax.cond(
@@ -262,12 +284,22 @@ class AudioTraining:
         """The codec of a directory."""
         return load_codec(directory)
 
-    def evaluate(self, codec: Codec, examples: Iterable[Clip]) -> dict[str, float | list[float]]:
-        """Reconstruction of held-out waves: mel distance (mean |Δ log amplitude|), SI-SDR, use of codes."""
+    def check_heldout(self, examples: Sequence[Clip]) -> None:
+        """UserError if none of the clips that `evaluate` would measure can be used."""
+        errors = []
+        places = range(min(len(examples), self.config.evaluate_clips))
+        if next(usable(places, examples.__getitem__, errors), None) is None:
+            report_left_out(errors, len(places), "held-out files")
+
+    def evaluate(self, codec: Codec, examples: Sequence[Clip]) -> dict[str, int | float | list[float]]:
+        """Reconstruction of held-out waves: mel distance (mean |Δ log amplitude|), SI-SDR, use of codes.
+
+        Of the first `config.evaluate_clips`, those that can be used; "left_out" counts the others, if any.
+        """
         rate, distances, ratios, all_codes, cosines = codec.sample_rate, [], [], [], []
-        examples = list(examples)
-        codes = codec.encode_many([clip.wave for clip in examples])
-        for clip, code in zip(examples, codes, strict=True):
+        errors = []
+        places = range(min(len(examples), self.config.evaluate_clips))
+        for clip, code in _encoded(codec, usable(places, examples.__getitem__, errors, UserError)):
             again = np.clip(codec.decode(code[None])[0], -1, 1)
             original = np.pad(clip.wave, (0, len(again) - len(clip.wave)))
             distances.append(audio_losses.mel_distance(again, original, rate))
@@ -280,10 +312,12 @@ class AudioTraining:
                     features[:, :count], clip.features[None, :count], np.array([count])
                 )
                 cosines.append(float(cosine.mean()))
-        all_codes = np.concatenate(all_codes)
+        report_left_out(errors, len(places), "held-out files")
+        clips, all_codes = len(all_codes), np.concatenate(all_codes)
         use = residual_vq.perplexity(jnp.asarray(all_codes), codec.codebook_size)
         return {
-            "clips": len(examples),
+            "clips": clips,
+            **({"left_out": len(errors)} if errors else {}),
             "frames": len(all_codes),
             "mel_distance": float(np.mean(distances)),
             "si_sdr_db": float(np.mean(ratios)),
@@ -291,3 +325,9 @@ class AudioTraining:
             "codes_used": [len(np.unique(all_codes[:, level])) for level in range(codec.num_codebooks)],
             **({"teacher_cosine": float(np.mean(cosines))} if cosines else {}),
         }
+
+
+def _encoded(codec: Codec, clips: Iterator[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
+    """Clips and their codes, of which `TOGETHER` are read and encoded at a time."""
+    while part := list(itertools.islice(clips, TOGETHER)):
+        yield from zip(part, codec.encode_many([clip.wave for clip in part]), strict=True)

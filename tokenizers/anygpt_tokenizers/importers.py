@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -82,6 +82,14 @@ ENCODEC_FIELDS = {
     "trim_right_ratio": "trim_right_ratio",
     "audio_channels": "channels",
 }
+# What a value of a config must be for a field of SeanetSpec, by the field's type.
+KINDS = {
+    int: "a whole number above 0",
+    bool: "true or false",
+    float: "a number",
+    str: "a text",
+    Sequence[int]: "a list of whole numbers above 0",
+}
 # Keys that decide nothing once training is over: the moving averages that the codebooks were made from.
 TRAINING_ONLY = re.compile(r"quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
 
@@ -108,11 +116,10 @@ def import_speechtokenizer(
         raise UserError(f"{config}: a SpeechTokenizer's config has a field {missing[0]!r}; this one doesn't.")
     if fields["activation"] not in ("ELU", "Snake"):
         raise UserError(f"{config}: activation {fields['activation']!r} is unknown; there are ELU and Snake.")
+    _check_kinds(fields, SPEECHTOKENIZER_FIELDS, ("semantic_dimension", "sample_rate"), config)
+    values = {ours: fields[theirs] for theirs, ours in SPEECHTOKENIZER_FIELDS.items()}
     semantic = fields["semantic_dimension"] if fields["semantic_dimension"] != fields["dimension"] else None
-    spec = SeanetSpec(
-        **{ours: fields[theirs] for theirs, ours in SPEECHTOKENIZER_FIELDS.items()},
-        semantic_dimension=semantic,
-    )
+    spec = SeanetSpec(**values, semantic_dimension=semantic)
     return _write(
         SpeechTokenizer, "speech", spec, fields["sample_rate"], num_codebooks, Path(ckpt), Path(out)
     )
@@ -147,6 +154,10 @@ def import_encodec(
         if value not in served:
             allowed = " or ".join(map(repr, served)) + " with time_group_norm" * (name == "use_causal_conv")
             raise UserError(f"{src / 'config.json'}: {name} is {value!r}; only {allowed} is supported.")
+    _check_kinds(fields, ENCODEC_FIELDS, ("sampling_rate",), src / "config.json")
+    bandwidths = fields["target_bandwidths"]
+    if not isinstance(bandwidths, list) or not bandwidths or not all(map(_is_number, bandwidths)):
+        raise UserError(f"{src / 'config.json'}: target_bandwidths is {bandwidths!r}; it must list numbers.")
     values = {ours: fields[theirs] for theirs, ours in ENCODEC_FIELDS.items()}
     spec = SeanetSpec(**values, quantizers=_encodec_levels(fields), time_group_norm=time_group_norm)
     scaling = {name: fields[name] for name in ("normalize", "chunk_length_s", "overlap")}
@@ -162,9 +173,10 @@ def import_encodec(
 def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
     """A checkpoint's arrays by key -> the parameters of `PublishedSeanet`, float32.
 
-    UserError (beginning with `place`) names a key that is missing, unknown, or of the wrong shape.
+    UserError (beginning with `place`) names a key that is missing, unknown, or of the wrong shape, and two
+    keys that are spellings of one.
     """
-    original = {canonical_key(key): key for key in state}
+    original = _spellings(state, place)
     arrays = fold_weight_norm({canonical_key(key): value for key, value in state.items()}, place)
     module = PublishedSeanet(spec)
     example = jax.ShapeDtypeStruct((1, 16 * spec.hop_length), jnp.float32)
@@ -197,6 +209,20 @@ def canonical_key(key: str) -> str:
     key = key.replace("quantizer.vq.layers.", "quantizer.layers.").replace("._codebook.", ".codebook.")
     key = key.replace(".parametrizations.weight.original0", ".weight_g")
     return key.replace(".parametrizations.weight.original1", ".weight_v")
+
+
+def _spellings(state: State, place: str) -> dict[str, str]:
+    """Canonical key -> the checkpoint's; UserError if two keys mean one weight."""
+    original: dict[str, str] = {}
+    for key in state:
+        name = canonical_key(key)
+        # A plain weight and the two parts of a normalised one exclude each other.
+        rivals = (name, re.sub(r"\.weight_[gv]$", ".weight", name), f"{name}_g", f"{name}_v")
+        for rival in rivals:
+            if rival in original:
+                raise UserError(f"{place}: {original[rival]!r} and {key!r} are spellings of one weight.")
+        original[name] = key
+    return original
 
 
 def fold_weight_norm(arrays: State, place: str) -> State:
@@ -291,6 +317,33 @@ def _shown(key: str, original: dict[str, str]) -> str:
     return original.get(key) or original.get(key + "_v") or key
 
 
+def _check_kinds(
+    fields: dict, names: dict[str, str], numbers: Sequence[str], place: str | os.PathLike
+) -> None:
+    """UserError if a config's field is not of its kind: `names` (theirs -> SeanetSpec's), and `numbers`."""
+    kinds = {field.name: field.type for field in dataclasses.fields(SeanetSpec)}
+    for name, kind in [*((name, kinds[ours]) for name, ours in names.items()), *((n, int) for n in numbers)]:
+        value = fields[name]
+        if kind is int:
+            right = _is_size(value) or (value == 0 and names.get(name) == "residual_layers")
+        elif kind is float:
+            right = _is_number(value)
+        elif kind == Sequence[int]:
+            right = isinstance(value, list) and value and all(map(_is_size, value))
+        else:
+            right = isinstance(value, kind)
+        if not right:
+            raise UserError(f"{os.fspath(place)}: {name} is {value!r}; it must be {KINDS[kind]}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
 def _encodec_levels(fields: dict) -> int:
     frame_rate = -(-fields["sampling_rate"] // int(np.prod(fields["upsampling_ratios"])))
     bits = (fields["codebook_size"] - 1).bit_length()
@@ -327,6 +380,9 @@ def _write(
 
 def _read_json(path: str | os.PathLike) -> dict:
     try:
-        return json.loads(Path(path).read_text())
+        config = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{os.fspath(path)} can't be read as a JSON config: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{os.fspath(path)} is no config: it holds no JSON object.")
+    return config

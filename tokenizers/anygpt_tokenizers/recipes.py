@@ -11,19 +11,22 @@ def audio() -> config_dict.ConfigDict:
 
     - codec: the codec's config.json. steps, batch_size; crop_frames: frames of a training example.
     - speed_range, gain_range: each example is played at a random speed and loudness between these.
-    - keep_in_memory: read all files at the start, or each when its turn comes.
+    - keep_in_memory: read all files at the start, or each when its turn comes. Those that can't be used are
+      left out either way.
     - loss_weights: which terms the loss has. "commitment" (latents to quantised latents), "level_commitment"
-      (the same for every level, averaged), "distill" (see teacher), "l1" (waveform), those of
-      `audio_losses.multi_resolution_losses` for `stft_sizes` or of the spectral head, "mel_0", "mel_1", … for
-      `mel_windows`, "mel_scales" for `mel_scales`, "adversarial" and "feature" (see adversary).
+      (the same for every level, averaged; see `AudioTraining.loss`), "distill" (see teacher), "l1"
+      (waveform), those of `audio_losses.multi_resolution_losses` for `stft_sizes` or of the spectral head,
+      "mel_0", "mel_1", … for `mel_windows`, "mel_scales" for `mel_scales`, "adversarial" and "feature" (see
+      adversary).
     - mel_bands: of all mel terms. mel_windows: pairs of window and hop. mel_scales: windows.
     - balance: decay of EnCodec's balancer, or 0 for none.
     - adversary: see `audio_adversary.Adversary`; no discriminators where `networks` is empty.
     - teacher: `field`, the manifest's name of the .npy files of features, or `function`, "module:function"
-      that computes them from (wave, rate).
+      that computes them from (wave, rate); not both. They come as often as the codec's frames.
     - quantize_from: step at which the latents begin to be quantised. pool: recent latents kept for it.
     - kmeans_iterations, ema_decay, restart_below: see `residual_vq`.
     - quantizer_dropout: numbers of levels of which each step takes one; empty for always all.
+    - evaluate_clips: how many held-out ones, at most.
     """
     config = config_dict.ConfigDict()
     config.kind = "audio"
@@ -41,6 +44,7 @@ def audio() -> config_dict.ConfigDict:
     config.teacher = config_dict.ConfigDict({"field": "", "function": ""})
     config.kmeans_iterations = 10
     config.quantizer_dropout = ()
+    config.evaluate_clips = 1000
     config.optimizer = config_dict.ConfigDict()
     config.log_every = 50
     config.save_every = 250

@@ -1,5 +1,6 @@
 """Training of SoundStorm (Borsos et al. 2023, section 3.2): examples, the mask, the loss, figures."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from anygpt_tokenizers.audio_examples import report_left_out, usable
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import MediaError, load_codec
 from anygpt_tokenizers.fresh_weights import initial_params
@@ -16,6 +18,8 @@ from anygpt_tokenizers.manifest import rows_with
 from anygpt_tokenizers.soundstorm import SoundStorm
 from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
+
+TOGETHER = 32  # sounds that are in memory at a time
 
 
 class Mask(NamedTuple):
@@ -64,23 +68,40 @@ class SoundStormTraining:
         """Codes int32 [F, 1 + levels] of every row of DIR/manifest.jsonl.
 
         They are read from the .npy file in the row's `config.codes.field`; or the sound file in its
-        `config.codes.modality` is encoded with the codec in the directory `config.codes.codec`.
+        `config.codes.modality` is encoded with the codec in the directory `config.codes.codec`. Files that
+        can't be used are left out, and standard error says how many; UserError if none is left.
         """
-        wanted = self.config.codes
+        wanted, errors = self.config.codes, []
         field = wanted.modality if wanted.codec else wanted.field
         paths = [Path(data_dir) / row[field] for row in rows_with(data_dir, field)]
         if wanted.codec:
-            codec = load_codec(wanted.codec)
-            if not isinstance(codec, SpeechTokenizer):
-                raise UserError(
-                    f"{wanted.codec} holds a {codec.type}; SoundStorm learns SpeechTokenizer's codes."
-                )
-            examples = codec.encode_many([codec.read_file(path) for path in paths], 1 + self.spec.levels)
+            codec, examples = self._codec(), []
+            sounds = usable(paths, codec.read_file, errors)
+            while part := list(itertools.islice(sounds, TOGETHER)):
+                examples += codec.encode_many(part, 1 + self.spec.levels)
         else:
-            examples = [_read_codes(path) for path in paths]
-        for path, codes in zip(paths, examples, strict=True):
-            self._check(path, codes)
-        return [codes[:, : 1 + self.spec.levels].astype(np.int32) for codes in examples]
+            examples = list(usable(paths, self._read_codes, errors))
+        report_left_out(errors, len(paths))
+        return examples
+
+    def _codec(self) -> SpeechTokenizer:
+        """The codec of `config.codes.codec`; UserError unless this SoundStorm fits it."""
+        place, spec = self.config.codes.codec, self.spec
+        codec = load_codec(place)
+        if not isinstance(codec, SpeechTokenizer):
+            raise UserError(f"{place} holds a {codec.type}; SoundStorm learns SpeechTokenizer's codes.")
+        levels, size = codec.spec.quantizers - 1, codec.codebook_size
+        if (spec.levels, spec.codebook_size, spec.semantic_size) != (levels, size, size):
+            raise UserError(
+                f"config.net has levels {spec.levels}, codebook_size {spec.codebook_size} and semantic_size "
+                f"{spec.semantic_size}; the codec in {place} asks for {levels}, {size} and {size}."
+            )
+        return codec
+
+    def _read_codes(self, path: Path) -> np.ndarray:
+        codes = _read_array(path)
+        self._check(path, codes)
+        return codes[:, : 1 + self.spec.levels].astype(np.int32)
 
     def _check(self, path: Path, codes: np.ndarray) -> None:
         spec = self.spec
@@ -104,8 +125,7 @@ class SoundStormTraining:
         codes = jnp.zeros((1, 2, self.spec.levels), jnp.int32)
         params = initial_params(self.net, rng, codes, codes[..., 0], jnp.ones((1, 2), bool))
         if self.config.codes.codec:
-            codec = load_codec(self.config.codes.codec)
-            books = codec.params.get("quantizer", {}).get("embed")
+            books = self._codec().params.get("quantizer", {}).get("embed")
             if books is not None and books.shape[-1] == self.spec.dim:
                 unknown = np.zeros((self.spec.levels, 1, self.spec.dim), np.float32)
                 acoustic = np.concatenate([books[1 : 1 + self.spec.levels], unknown], axis=1)
@@ -169,7 +189,7 @@ class SoundStormTraining:
         return {"frames": total, "accuracy": [round(float(share), 4) for share in right / max(total, 1)]}
 
 
-def _read_codes(path: Path) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
     try:
         codes = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:

@@ -69,6 +69,7 @@ class Training(Protocol):
 
     # Optional: `after_update(params, state) -> (params, state)`, traced, changes parameters otherwise than by
     # the optimizer after its step (codes that are moved, say).
+    # Optional: `check_heldout(heldout)` raises UserError before the first step if none of it can be used.
 
 
 def build_training(config: config_dict.ConfigDict) -> Training:
@@ -147,6 +148,8 @@ def train_codec(
         examples, heldout_examples = examples[:-kept], examples[-kept:]
     if len(examples) == 0:
         raise cli.UserError(f"{data} holds too few examples to train on; generate or list more.")
+    if hasattr(training, "check_heldout"):
+        training.check_heldout(heldout_examples)
 
     params, state, last, seconds = _optimize(config, training, examples, out)
     training.to_codec(params, state).save_pretrained(out)
@@ -217,8 +220,9 @@ def _optimize(
 
 
 def _fingerprint(config: config_dict.ConfigDict, examples: Examples) -> str:
-    """What makes a run the same: its settings (but for how often it logs and saves) and its data's size."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in ("log_every", "save_every")}
+    """What makes a run the same: its data's size and its settings, but for those that change no step."""
+    left_out = ("log_every", "save_every", "evaluate_clips")
+    settings = {k: v for k, v in config.to_dict().items() if k not in left_out}
     return json.dumps([settings, len(examples)], sort_keys=True, default=str)
 
 
