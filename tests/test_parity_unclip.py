@@ -75,7 +75,7 @@ def test_the_text_encoder_is_transformers(oracles, both, activation, tmp_path, m
         oracles.save(pipeline, tmp_path / "source", safe=False)
         import_unclip(tmp_path / "source", tmp_path / "decoder")
         folder = tmp_path
-    spec, weights = unclip.open_directory(folder / "decoder")
+    _, spec, weights = unclip.open_directory(folder / "decoder")
     names = [name for name in weights if name.startswith("text/")]
     params = traverse_util.unflatten_dict({name: weights[name] for name in names}, sep="/")["text"]
     tokens = torch.randint(0, 57, (2, 11))

@@ -1,6 +1,7 @@
 """The unCLIP decoder computes what diffusers' pipeline was recorded to compute; batches, meshes, mistakes."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers import unclip
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.unclip_spec import EMBEDDING_NOISE
 from anygpt_tokenizers.unclip_unet import UNet
 from anygpt_tokenizers.unclip_vae import VaeDecoder
 from jax.sharding import Mesh
@@ -83,7 +85,7 @@ def test_the_published_schedule_is_the_specified_one():
     assert table.time.tolist() == [951, 901, 901, *range(851, 0, -50)] and len(table.time) == 21
     bar = schedules.signal(schedules.NoiseSpec())
     assert abs(bar[0] - 0.99914998) < 1e-7
-    share = schedules.signal(unclip.EMBEDDING_NOISE)[0]
+    share = schedules.signal(EMBEDDING_NOISE)[0]
     assert abs(np.sqrt(share) - 0.9999793768) < 1e-7 and abs(np.sqrt(1 - share) - 0.0064269761) < 5e-6
 
 
@@ -191,3 +193,26 @@ def test_a_directory_that_holds_no_decoder_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"type": "seanet"}')
     with pytest.raises(UserError, match="import-unclip"):
         unclip.UnclipDecoder.from_pretrained(tmp_path)
+
+
+def test_a_config_that_lacks_a_field_is_one_sentence(tmp_path):
+    recorded_decoder(tmp_path)
+    path = tmp_path / "decoder" / "config.json"
+    whole = json.loads(path.read_text())
+    for change, words in [
+        (lambda config: config.pop("schedule"), ["config.json", "'schedule'"]),
+        (lambda config: config.pop("unet"), ["config.json", "'unet'"]),
+        (lambda config: config["unet"].pop("heads"), ["'unet'", "'heads'"]),
+        (lambda config: config["vae"].update(tiles=2), ["'vae'", "'tiles'", "not known"]),
+        (lambda config: config.update(text=[]), ["'text'", "lacks"]),
+        (lambda config: config.update(dtype="float16"), ["float32 or bfloat16", "'float16'"]),
+    ]:
+        config = json.loads(json.dumps(whole))
+        change(config)
+        path.write_text(json.dumps(config))
+        with pytest.raises(UserError) as caught:
+            unclip.UnclipDecoder.from_pretrained(path.parent)
+        assert all(word in str(caught.value) for word in words), caught.value
+    path.write_text("[]")
+    with pytest.raises(UserError, match="import-unclip"):
+        unclip.UnclipDecoder.from_pretrained(path.parent)

@@ -8,12 +8,9 @@ AnyGPT's decoder has no strength option, because diffusion always starts from pu
 picture follows its embedding is up to `guidance_scale` and `noise_level`.
 """
 
-import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import jax
@@ -23,59 +20,13 @@ from flax import traverse_util
 
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.clip_text import TextSpec
-from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.diffusion_layers import sinusoid
-from anygpt_tokenizers.diffusion_schedules import NoiseSpec
 from anygpt_tokenizers.meshes import OnMesh
-from anygpt_tokenizers.safetensors_file import map_arrays
-from anygpt_tokenizers.unclip_unet import UNet, UNetSpec
-from anygpt_tokenizers.unclip_vae import VaeDecoder, VaeSpec, to_pixels
+from anygpt_tokenizers.unclip_spec import DTYPES, OLD_DTYPE, UnclipSpec, open_directory
+from anygpt_tokenizers.unclip_unet import UNet
+from anygpt_tokenizers.unclip_vae import VaeDecoder, to_pixels
 
-EMBEDDING_NOISE = NoiseSpec(kind="squaredcos_cap_v2", offset=0)
 ROWS = 4  # pictures per device in one call of the program
-
-
-@dataclasses.dataclass(frozen=True)
-class UnclipSpec:
-    """Sizes and conventions; the defaults are the published model's.
-
-    Attributes:
-      unet, vae, text: of the networks.
-      noise: of the diffusion.
-      embedding_noise: of the image embedding.
-      schedule: the sampler that `decode` takes by default.
-    """
-
-    unet: UNetSpec = dataclasses.field(default_factory=UNetSpec)
-    vae: VaeSpec = dataclasses.field(default_factory=VaeSpec)
-    text: TextSpec = dataclasses.field(default_factory=TextSpec)
-    noise: NoiseSpec = dataclasses.field(default_factory=NoiseSpec)
-    embedding_noise: NoiseSpec = EMBEDDING_NOISE
-    schedule: str = "plms"
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of the image embedding: half of the class label."""
-        return self.unet.class_dim // 2
-
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.unet.sample_size * self.vae.factor
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Of one picture's latents."""
-        return (self.unet.sample_size, self.unet.sample_size, self.unet.latent_channels)
-
-    @classmethod
-    def from_config(cls, config: dict) -> Self:
-        """From the fields that `dataclasses.asdict` gives, possibly after a way through JSON."""
-        kinds = {"unet": UNetSpec, "vae": VaeSpec, "text": TextSpec, "noise": NoiseSpec}
-        kinds["embedding_noise"] = NoiseSpec
-        parts = {name: kind(**_with_tuples(config[name])) for name, kind in kinds.items()}
-        return cls(**parts, schedule=config["schedule"])
 
 
 class Inputs(NamedTuple):
@@ -214,22 +165,25 @@ class UnclipDecoder(OnMesh):
     """
 
     def __init__(self, spec: UnclipSpec, params: dict, dtype: str = "float32"):
-        if dtype not in ("float32", "bfloat16"):
+        if dtype not in DTYPES:
             raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
         self.spec, self.params, self.dtype = spec, params, dtype
         self._progress: Callable[[int], None] = lambda index: None
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
-        """Reads what `import-unclip` wrote; the text encoder stays in its file."""
-        spec, weights = open_directory(directory)
+    def from_pretrained(cls, directory: str | os.PathLike, dtype: str | None = None) -> Self:
+        """Reads what `import-unclip` wrote; the text encoder stays in its file.
+
+        `dtype`: "float32" or "bfloat16"; None: the one that the directory was imported with, float32 where
+        its config.json (of an earlier version) names none.
+        """
+        config, spec, weights = open_directory(directory)
         wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
         wrong = [name for name in wanted if np.shape(weights.get(name)) != wanted[name].shape]
         if wrong:
             raise UserError(f"{directory} lacks {wrong[0]!r} in its config's shape; import it again.")
-        return cls(
-            spec, traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/"), dtype
-        )
+        params = traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/")
+        return cls(spec, params, dtype or config.get("dtype", OLD_DTYPE))
 
     @functools.cached_property
     def weights(self) -> dict:
@@ -341,27 +295,9 @@ class UnclipDecoder(OnMesh):
         return self.place(array)
 
 
-def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, dict[str, np.ndarray]]:
-    """The configuration and the weights, not yet read, of a directory that `import-unclip` wrote."""
-    directory = Path(directory)
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory} holds no unCLIP decoder ({error}); make one with import-unclip."
-        ) from error
-    if config.get("type") != "unclip":
-        raise UserError(f"{directory} holds no unCLIP decoder; make one with import-unclip.")
-    return UnclipSpec.from_config(config), map_arrays(directory / WEIGHTS_FILE)
-
-
 def _interleaved(first: jax.Array, second: jax.Array) -> jax.Array:
     """Rows of two batches in turn, so that the two of a picture lie on one device: [2B, ...]."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
-
-
-def _with_tuples(fields: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _checked_rows(embeddings: np.ndarray, width: int) -> int:
