@@ -122,6 +122,18 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(part, key, 
         assert all(word in sentence for word in words), sentence
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_tensor_with_a_number_that_is_not_finite_is_named(number, tmp_path):
+    key = "decoder.mid_block.attentions.0.to_out.0.weight"
+
+    def change(states, configs):
+        states["vae"][key] = states["vae"][key].copy()
+        states["vae"][key].flat[-1] = number
+
+    sentence = refused(tmp_path, change)
+    assert key in sentence and "vae" in sentence and "not finite" in sentence
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value"),
     [

@@ -26,6 +26,7 @@ from anygpt_tokenizers.unclip_spec import DTYPES, OLD_DTYPE, UnclipSpec, open_di
 from anygpt_tokenizers.unclip_unet import UNet
 from anygpt_tokenizers.unclip_vae import VaeDecoder, to_pixels
 
+NEGATIVE_LEVEL = 0  # of negative embeddings' noise in AnyGPT's pipeline, whatever that of the others is
 ROWS = 4  # pictures per device in one call of the program
 
 
@@ -64,7 +65,7 @@ def abstract_params(spec: UnclipSpec) -> dict:
 
 
 def class_label(
-    spec: UnclipSpec, normalizer: dict, embeddings: jax.Array, noise: jax.Array, level: jax.Array
+    spec: UnclipSpec, normalizer: dict, embeddings: jax.Array, noise: jax.Array, level: jax.Array | int
 ) -> jax.Array:
     """Embeddings [B, D], noised to a level (int32 scalar) in the normalizer's units, and it: [B, 2D]."""
     share = jnp.asarray(schedules.signal(spec.embedding_noise))[level]
@@ -116,7 +117,7 @@ def evaluations(
             nothing = jnp.zeros_like(label)
         else:
             negatives = inputs.negatives, inputs.negative_noise
-            nothing = class_label(spec, params["normalizer"], *negatives, level)
+            nothing = class_label(spec, params["normalizer"], *negatives, NEGATIVE_LEVEL)
         label, text = _interleaved(nothing, label), _interleaved(empty, text)
 
     def evaluate(state: schedules.State, indexed: tuple) -> tuple[schedules.State, None]:
@@ -228,12 +229,13 @@ class UnclipDecoder(OnMesh):
           key: a JAX key or a seed, of all noise that is not given.
           guidance_scale: 1 or less turns guidance (and half of the work) off.
           num_inference_steps: of the schedule.
-          noise_level: 0..999, of the image embeddings.
+          noise_level: 0..999, of the image embeddings; that of negative ones is 0, as in AnyGPT's pipeline.
           negative_embeddings: [B, D], what the pictures shall not show; they get noise of their own.
           latents: float32 [B, H, W, C] to start from, instead of noise.
           noise: float32 [B, D], what the embeddings are noised with.
           schedule: "plms" (as published), "ddim" or "dpm++".
-          progress: called on the host as progress(evaluations done, evaluations in all).
+          progress: called on the host as progress(evaluations done, evaluations in all). What it raises
+            comes out of here once the call of the program is over, up to ROWS pictures per device later.
           prompt_embeddings: float32 [1 or B, T, E] from the text encoder, instead of the empty prompt.
 
         Raises:
@@ -242,6 +244,8 @@ class UnclipDecoder(OnMesh):
         spec = self.spec
         table = schedules.make_table(schedule or spec.schedule, spec.noise, num_inference_steps)
         rows = _checked_rows(embeddings, spec.embedding_dim)
+        if isinstance(noise_level, bool) or not isinstance(noise_level, int | np.integer):
+            raise UserError(f"noise_level is a whole number, not {noise_level!r}.")
         if not 0 <= noise_level < spec.embedding_noise.times:
             raise UserError(f"noise_level lies in 0..{spec.embedding_noise.times - 1}; it is {noise_level}.")
         if not np.isfinite(guidance_scale):
@@ -266,15 +270,18 @@ class UnclipDecoder(OnMesh):
         rows, size = len(inputs.embeddings), ROWS * devices
         multiple = devices if rows <= size else size  # so that all parts are of one shape, compiled once
         starts = range(0, rows, size)
-        evaluations, pictures = len(table.time), []
+        evaluations, pictures, raised = len(table.time), [], []
         for done, at in enumerate(starts):
             part = jax.tree.map(lambda leaf, at=at: self._place(leaf[at : at + size], multiple), inputs)
             if progress is not None:
                 before, total = done * evaluations, len(starts) * evaluations
-                self._progress = lambda index, before=before, total=total: progress(before + index + 1, total)
+                told = lambda index, before=before, total=total: progress(before + index + 1, total)  # noqa: E731
+                self._progress = functools.partial(_guarded, told, raised)
             program = self._programs[progress is not None]
             pictures.append(np.asarray(program(self.weights, part, table, guidance, level)))
             jax.effects_barrier()  # `progress` has been called for all of this part
+            if raised:
+                raise raised[0]
         return np.concatenate(pictures)[:rows]
 
     def _draw(self, key: jax.Array | int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -298,6 +305,18 @@ class UnclipDecoder(OnMesh):
 def _interleaved(first: jax.Array, second: jax.Array) -> jax.Array:
     """Rows of two batches in turn, so that the two of a picture lie on one device: [2B, ...]."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _guarded(told: Callable[[int], None], raised: list[BaseException], index: int) -> None:
+    """Calls `told` until it raises once, which is kept: inside a program it would become the runtime's error,
+    and could leave other devices waiting for this one.
+    """
+    if raised:
+        return
+    try:
+        told(index)
+    except BaseException as error:
+        raised.append(error)
 
 
 def _checked_rows(embeddings: np.ndarray, width: int) -> int:

@@ -114,7 +114,8 @@ class Source:
         self.used: set[str] = set()
 
     def take(self, key: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-        """What reads the array of a key; UserError if it is missing or has another shape."""
+        """What reads the array of a key; UserError if it is missing or has another shape, or when it is read
+        and holds a number that is not finite."""
         if key not in self.original:
             raise UserError(f"{self.place}: the key {key!r} is missing.")
         original = self.original[key]
@@ -125,7 +126,14 @@ class Source:
                 f"be {shape}."
             )
         self.used.add(key)
-        return lambda: to_numpy(tensor)
+
+        def read() -> np.ndarray:
+            array = to_numpy(tensor)
+            if not np.isfinite(array).all():
+                raise UserError(f"{self.place}: {original!r} holds a number that is not finite.")
+            return array
+
+        return read
 
     def finish(self) -> int:
         """How many keys were left out; UserError names one that nobody knows."""
