@@ -135,15 +135,21 @@ def test_a_picture_depends_on_nothing_else_in_its_batch(decoder):
     np.testing.assert_array_equal(decoder.decode(many, 7, **FEW)[0], whole[0])
 
 
-def test_eight_devices_make_the_same_pictures_as_one(decoder):
+@pytest.mark.parametrize("axes", [{"data": 8, "tensor": 1}, {"data": 2, "fsdp": 4}])
+def test_eight_devices_make_the_same_pictures_as_one_with_an_eighth_of_the_batch_each(decoder, axes):
     embeddings = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
     one = decoder.decode(embeddings, 1, **FEW)
-    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "tensor"))
+    mesh = Mesh(np.array(jax.devices()).reshape(tuple(axes.values())), tuple(axes))
     sharded = unclip.UnclipDecoder(decoder.spec, decoder.params).on_mesh(mesh)
+    assert sharded.place(embeddings[:8]).addressable_shards[0].data.shape == (1, 8)
+    kernel = sharded.weights["unet"]["mid_resnet_0"]["conv_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // axes.get("fsdp", 1)
     seen = []
     eight = sharded.decode(embeddings, 1, **FEW, progress=lambda done, total: seen.append((done, total)))
     assert eight.shape == one.shape and np.abs(eight.astype(int) - one).max() <= 1
     assert sorted(set(seen)) == [(done, 5) for done in range(1, 6)]
+    with pytest.raises(UserError, match="neither 'data' nor 'fsdp'"):
+        sharded.on_mesh(jax.make_mesh((8,), ("tensor",)))
 
 
 @pytest.mark.parametrize("devices", [1, 8])

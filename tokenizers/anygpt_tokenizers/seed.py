@@ -98,7 +98,9 @@ class SeedCodec(OnMesh, Codec):
                 f"python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}."
             )
         decoder = UnclipDecoder.from_pretrained(directory)
-        return decoder.on_mesh(self.mesh, self._batch_axes[0]) if self.mesh else decoder
+        if self.mesh:
+            decoder.on_mesh(self.mesh, self._batch_axes[0], self._weight_axis)
+        return decoder
 
     def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str = "fsdp") -> Self:
         """From now on runs with batches split over `mesh`.

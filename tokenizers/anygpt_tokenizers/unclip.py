@@ -21,7 +21,7 @@ from flax import traverse_util
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.diffusion_layers import sinusoid
-from anygpt_tokenizers.meshes import OnMesh
+from anygpt_tokenizers.meshes import OnDividedMesh
 from anygpt_tokenizers.unclip_spec import DTYPES, OLD_DTYPE, UnclipSpec, open_directory
 from anygpt_tokenizers.unclip_unet import UNet
 from anygpt_tokenizers.unclip_vae import VaeDecoder, to_pixels
@@ -156,7 +156,7 @@ def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str 
     return jax.tree.map(stored, abstract_params(spec)), inputs, table, guidance, level
 
 
-class UnclipDecoder(OnMesh):
+class UnclipDecoder(OnDividedMesh):
     """Weights, and compiled programs that make pictures of image embeddings.
 
     Attributes:
@@ -190,12 +190,13 @@ class UnclipDecoder(OnMesh):
     def weights(self) -> dict:
         """The parameters on the devices, matrices in the dtype that they are used in."""
 
-        def place(leaf: np.ndarray) -> jax.Array:
-            dtype = self.dtype if np.ndim(leaf) > 1 else "float32"
-            return jax.device_put(np.asarray(leaf, dtype), self.sharding())
+        def place(path: tuple, leaf: np.ndarray) -> jax.Array:
+            array = np.asarray(leaf, self.dtype if np.ndim(leaf) > 1 else "float32")
+            kernel = path[-1].key == "kernel"
+            return jax.device_put(array, self.kernel_sharding(array.shape) if kernel else self.sharding())
 
         with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
-            return jax.tree.map(place, self.params)
+            return jax.tree.map_with_path(place, self.params)
 
     @functools.cached_property
     def _programs(self) -> dict[bool, Callable]:
