@@ -75,7 +75,7 @@ def test_the_text_encoder_is_transformers(oracles, both, activation, tmp_path, m
         oracles.save(pipeline, tmp_path / "source", safe=False)
         import_unclip(tmp_path / "source", tmp_path / "decoder")
         folder = tmp_path
-    spec, weights = unclip.open_directory(folder / "decoder")
+    _, spec, weights = unclip.open_directory(folder / "decoder")
     names = [name for name in weights if name.startswith("text/")]
     params = traverse_util.unflatten_dict({name: weights[name] for name in names}, sep="/")["text"]
     tokens = torch.randint(0, 57, (2, 11))
@@ -132,3 +132,18 @@ def test_the_whole_pipeline_with_guidance_is_diffusers(oracles, both, name):
     np.testing.assert_allclose(result, oracles.channels_last(expected.latents), atol=1e-4)
     colours = VaeDecoder(decoder.spec.vae).apply({"params": decoder.params["vae"]}, result)
     np.testing.assert_allclose(colours, oracles.channels_last(expected.colours), atol=1e-4)
+
+
+def test_negative_embeddings_are_noised_as_anygpts_pipeline_does(oracles, both):
+    pipeline, decoder, _ = both
+    embeddings, latents, noise = oracles.random_inputs(pipeline, 2)
+    negatives, _, other_noise = oracles.random_inputs(pipeline, 2, seed=1)
+    options = {"steps": 4, "level": 300, "away": (negatives, other_noise)}
+    expected = oracles.run(pipeline, embeddings, latents, noise, oracles.schedulers()["plms"], **options)
+    arrays = [part.numpy() for part in (embeddings, noise, negatives, other_noise)]
+    inputs = unclip.Inputs(*arrays, oracles.channels_last(latents), None)
+    table = schedules.make_table("plms", decoder.spec.noise, 4)
+    program = jax.jit(functools.partial(unclip.denoise, decoder.spec, jnp.float32))
+    result = program(decoder.params, inputs, table, np.float32(10), np.int32(300))
+    assert expected.latents.std() > 0.5
+    np.testing.assert_allclose(result, oracles.channels_last(expected.latents), atol=1e-4)

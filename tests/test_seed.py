@@ -279,8 +279,8 @@ def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp
 
     class UnclipDecoder:
         @classmethod
-        def from_pretrained(cls, directory, dtype):
-            assert (directory / "config.json").is_file() and directory.name == "unclip" and dtype == "float32"
+        def from_pretrained(cls, directory):
+            assert (directory / "config.json").is_file() and directory.name == "unclip"
             return cls()
 
         def decode(self, embeddings, key, **options):
@@ -339,6 +339,16 @@ def test_a_picture_becomes_codes_and_codes_a_picture_again(tmp_path):
     alone = tokenizer.codec.unclip.decode(embeddings, 1, num_inference_steps=3)
     assert np.array_equal(pictures, alone)
     assert not np.array_equal(pictures, tokenizer.decode((codes + 1) % 2048, key=1, steps=3))
+
+
+def test_pictures_are_drawn_in_a_dtype_of_their_own_and_on_all_of_the_mesh(tmp_path):
+    random_codec(tmp_path, random_files(dataclasses.replace(SMALL, embed_dim=8)))
+    write_directory(tmp_path / "diffusers")
+    import_unclip(tmp_path / "diffusers", tmp_path / "codec" / "unclip", dtype="bfloat16")
+    codec = SeedCodec.from_pretrained(tmp_path / "codec")
+    assert codec.dtype == jnp.float32 and codec.unclip.dtype == "bfloat16"
+    assert codec.on_mesh(jax.make_mesh((2, 4), ("data", "fsdp"))).unclip.batch_devices == 8
+    assert codec.on_mesh(jax.make_mesh((8,), ("fsdp",))).unclip.batch_devices == 8
 
 
 def test_damaged_and_foreign_directories_are_one_sentence(codec, tmp_path):

@@ -1,6 +1,7 @@
 """The unCLIP decoder computes what diffusers' pipeline was recorded to compute; batches, meshes, mistakes."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers import unclip
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.unclip_spec import EMBEDDING_NOISE
 from anygpt_tokenizers.unclip_unet import UNet
 from anygpt_tokenizers.unclip_vae import VaeDecoder
 from jax.sharding import Mesh
@@ -29,12 +31,18 @@ def compiled_unet(spec):
     return jax.jit(UNet(spec).apply)
 
 
-def end_of(decoder, schedule: str, steps: int, guidance: float = 10.0, level: int = 0) -> np.ndarray:
-    """The latents at the end of a schedule, one evaluation at a time."""
+def end_of(decoder, schedule: str, steps: int, guidance: float = 10.0, level: int = 0, away=None):
+    """The latents at the end of a schedule, one evaluation at a time.
+
+    `away`: negative embeddings and their noise, labelled with level 0.
+    """
     spec, params = decoder.spec, decoder.params
     table = schedules.make_table(schedule, spec.noise, steps)
     label = unclip.class_label(spec, params["normalizer"], INPUTS["embeddings"], INPUTS["noise"], level)
-    label = jnp.concatenate([jnp.zeros_like(label), label])
+    nothing = jnp.zeros_like(label)
+    if away is not None:
+        nothing = unclip.class_label(spec, params["normalizer"], *away, 0)
+    label = jnp.concatenate([nothing, label])
     text = np.broadcast_to(params["empty_prompt"], (6, *params["empty_prompt"].shape))
     state = schedules.start(jnp.asarray(INPUTS["latents"]))
     unet = compiled_unet(spec.unet)
@@ -83,7 +91,7 @@ def test_the_published_schedule_is_the_specified_one():
     assert table.time.tolist() == [951, 901, 901, *range(851, 0, -50)] and len(table.time) == 21
     bar = schedules.signal(schedules.NoiseSpec())
     assert abs(bar[0] - 0.99914998) < 1e-7
-    share = schedules.signal(unclip.EMBEDDING_NOISE)[0]
+    share = schedules.signal(EMBEDDING_NOISE)[0]
     assert abs(np.sqrt(share) - 0.9999793768) < 1e-7 and abs(np.sqrt(1 - share) - 0.0064269761) < 5e-6
 
 
@@ -104,15 +112,17 @@ def test_without_guidance_and_at_a_noise_level_it_is_as_recorded(decoder):
     assert np.abs(pictures - np.clip(colours / 2 + 0.5, 0, 1) * 255).max() < 0.52
 
 
-def test_guidance_away_from_the_same_embedding_is_none(decoder):
+def test_guidance_away_from_the_same_embedding_is_none_and_negatives_have_noise_level_0(decoder):
     table = schedules.make_table("ddim", decoder.spec.noise, 5)
     embeddings, noise, latents = (INPUTS[name] for name in ("embeddings", "noise", "latents"))
     program = jax.jit(functools.partial(unclip.denoise, decoder.spec, jnp.float32))
     same = unclip.Inputs(embeddings, noise, embeddings, noise, latents, None)
-    guided = program(decoder.params, same, table, np.float32(10), np.int32(30))
-    np.testing.assert_allclose(guided, RECORDS["ddim:5 without guidance at level 30"], atol=1e-4)
-    other = same._replace(negatives=embeddings[::-1])
+    guided = program(decoder.params, same, table, np.float32(10), np.int32(0))
+    np.testing.assert_allclose(guided, end_of(decoder, "ddim", 5, guidance=1.0), atol=1e-4)
+    other = same._replace(negatives=embeddings[::-1], negative_noise=-noise)
     away = program(decoder.params, other, table, np.float32(10), np.int32(30))
+    expected = end_of(decoder, "ddim", 5, level=30, away=(embeddings[::-1], -noise))
+    np.testing.assert_allclose(away, expected, atol=1e-4)
     assert np.abs(np.asarray(away) - guided).max() > 0.1
 
 
@@ -125,15 +135,41 @@ def test_a_picture_depends_on_nothing_else_in_its_batch(decoder):
     np.testing.assert_array_equal(decoder.decode(many, 7, **FEW)[0], whole[0])
 
 
-def test_eight_devices_make_the_same_pictures_as_one(decoder):
+@pytest.mark.parametrize("axes", [{"data": 8, "tensor": 1}, {"data": 2, "fsdp": 4}])
+def test_eight_devices_make_the_same_pictures_as_one_with_an_eighth_of_the_batch_each(decoder, axes):
     embeddings = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
     one = decoder.decode(embeddings, 1, **FEW)
-    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "tensor"))
+    mesh = Mesh(np.array(jax.devices()).reshape(tuple(axes.values())), tuple(axes))
     sharded = unclip.UnclipDecoder(decoder.spec, decoder.params).on_mesh(mesh)
+    assert sharded.place(embeddings[:8]).addressable_shards[0].data.shape == (1, 8)
+    kernel = sharded.weights["unet"]["mid_resnet_0"]["conv_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // axes.get("fsdp", 1)
     seen = []
     eight = sharded.decode(embeddings, 1, **FEW, progress=lambda done, total: seen.append((done, total)))
     assert eight.shape == one.shape and np.abs(eight.astype(int) - one).max() <= 1
     assert sorted(set(seen)) == [(done, 5) for done in range(1, 6)]
+    with pytest.raises(UserError, match="neither 'data' nor 'fsdp'"):
+        sharded.on_mesh(jax.make_mesh((8,), ("tensor",)))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_progress_raises_comes_out_as_it_is(decoder, devices):
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        seen.append(done)
+        raise Stopped("by the user")
+
+    other = unclip.UnclipDecoder(decoder.spec, decoder.params)
+    if devices > 1:
+        other.on_mesh(Mesh(np.array(jax.devices()), ("data",)))
+    seen = []
+    with pytest.raises(Stopped, match="by the user"):
+        other.decode(INPUTS["embeddings"], **FEW, progress=stop)
+    assert len(seen) == 1
+    pictures = other.decode(**INPUTS, **FEW, progress=lambda *done: seen.append(done))
+    assert seen[-1] == (5, 5) and pictures.shape == (3, 8, 8, 3)
 
 
 def test_bfloat16_is_close_to_float32(decoder):
@@ -176,6 +212,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
         ({"num_inference_steps": 1000, "schedule": "dpm++"}, ["num_inference_steps", "'dpm++'"]),
         ({"schedule": "euler"}, ["'euler'", "plms, ddim, dpm++"]),
         ({"noise_level": 1000}, ["noise_level", "0..999"]),
+        ({"noise_level": 2.5}, ["noise_level", "whole number", "2.5"]),
         ({"guidance_scale": float("nan")}, ["guidance_scale"]),
     ],
 )
@@ -191,3 +228,26 @@ def test_a_directory_that_holds_no_decoder_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"type": "seanet"}')
     with pytest.raises(UserError, match="import-unclip"):
         unclip.UnclipDecoder.from_pretrained(tmp_path)
+
+
+def test_a_config_that_lacks_a_field_is_one_sentence(tmp_path):
+    recorded_decoder(tmp_path)
+    path = tmp_path / "decoder" / "config.json"
+    whole = json.loads(path.read_text())
+    for change, words in [
+        (lambda config: config.pop("schedule"), ["config.json", "'schedule'"]),
+        (lambda config: config.pop("unet"), ["config.json", "'unet'"]),
+        (lambda config: config["unet"].pop("heads"), ["'unet'", "'heads'"]),
+        (lambda config: config["vae"].update(tiles=2), ["'vae'", "'tiles'", "not known"]),
+        (lambda config: config.update(text=[]), ["'text'", "lacks"]),
+        (lambda config: config.update(dtype="float16"), ["float32 or bfloat16", "'float16'"]),
+    ]:
+        config = json.loads(json.dumps(whole))
+        change(config)
+        path.write_text(json.dumps(config))
+        with pytest.raises(UserError) as caught:
+            unclip.UnclipDecoder.from_pretrained(path.parent)
+        assert all(word in str(caught.value) for word in words), caught.value
+    path.write_text("[]")
+    with pytest.raises(UserError, match="import-unclip"):
+        unclip.UnclipDecoder.from_pretrained(path.parent)

@@ -69,6 +69,19 @@ def test_weights_are_written_in_bfloat16_on_request(tmp_path):
     assert pictures.shape == (1, 8, 8, 3)
 
 
+def test_a_decoder_computes_in_the_dtype_it_was_imported_with(tmp_path):
+    imported(tmp_path, lambda states, configs: None, dtype="bfloat16")
+    assert UnclipDecoder.from_pretrained(tmp_path / "decoder").dtype == "bfloat16"
+    assert UnclipDecoder.from_pretrained(tmp_path / "decoder", "float32").dtype == "float32"
+    path = tmp_path / "decoder" / "config.json"
+    old = json.loads(path.read_text())
+    del old["dtype"]
+    path.write_text(json.dumps(old))
+    assert UnclipDecoder.from_pretrained(tmp_path / "decoder").dtype == "float32"
+    with pytest.raises(UserError, match="float32 or bfloat16, not in float16"):
+        import_unclip(tmp_path / "source", tmp_path / "other", dtype="float16")
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     write_directory(tmp_path / "source")
     config = import_unclip(tmp_path / "source", tmp_path / "decoder")
@@ -107,6 +120,18 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(part, key, 
     ]:
         sentence = refused(tmp_path / change.__name__, change)
         assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_tensor_with_a_number_that_is_not_finite_is_named(number, tmp_path):
+    key = "decoder.mid_block.attentions.0.to_out.0.weight"
+
+    def change(states, configs):
+        states["vae"][key] = states["vae"][key].copy()
+        states["vae"][key].flat[-1] = number
+
+    sentence = refused(tmp_path, change)
+    assert key in sentence and "vae" in sentence and "not finite" in sentence
 
 
 @pytest.mark.parametrize(
@@ -203,10 +228,12 @@ def test_prompts_go_through_the_imported_text_encoder(tmp_path):
 def test_the_command_imports_and_says_what_it_left_out(tmp_path):
     write_directory(tmp_path / "source")
     command = [sys.executable, "-m", "anygpt_jax.convert", "import-unclip", f"--out={tmp_path}/decoder"]
-    done = subprocess.run([*command, f"--src={tmp_path}/source"], capture_output=True, text=True, cwd=ROOT)
+    given = f"--src={tmp_path}/source", "--dtype=bfloat16"
+    done = subprocess.run([*command, *given], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "unCLIP decoder" in done.stdout and "folders image_encoder" in done.stdout
-    assert UnclipDecoder.from_pretrained(tmp_path / "decoder").spec.image_size == 8
+    decoder = UnclipDecoder.from_pretrained(tmp_path / "decoder")
+    assert decoder.spec.image_size == 8 and decoder.dtype == "bfloat16"
     done = subprocess.run([*command, f"--src={tmp_path}/none"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "no folder 'unet'" in done.stderr.splitlines()[-1]

@@ -181,11 +181,23 @@ def empty_prompt(pipeline) -> torch.Tensor:
 
 @torch.no_grad()
 def run(
-    pipeline, embeds, latents, noise, scheduler=None, steps=20, guidance=10.0, level=0
+    pipeline, embeds, latents, noise, scheduler=None, steps=20, guidance=10.0, level=0, away=None
 ) -> SimpleNamespace:
-    """Latents and colours [B, C, H, W] that the pipeline ends with, the noise of the embeddings given."""
-    noised = pipeline.noise_image_embeddings
+    """Latents and colours [B, C, H, W] that the pipeline ends with, the noise of the embeddings given.
+
+    `away`: negative embeddings and their noise [B, D], which diffusers' pipeline has no argument for; their
+    label takes the place of the empty one as in AnyGPT's copy of it, noised at level 0.
+    """
+    noised, encode = pipeline.noise_image_embeddings, pipeline._encode_image
     pipeline.noise_image_embeddings = lambda **options: noised(**{**options, "noise": noise})
+
+    def encode_with_negatives(**options) -> torch.Tensor:
+        labels = encode(**options).clone()
+        if away is not None:
+            labels[: len(embeds)] = noised(image_embeds=away[0], noise_level=0, noise=away[1])
+        return labels
+
+    pipeline._encode_image = encode_with_negatives
     pipeline.scheduler = scheduler or pipeline.scheduler
     prompt = empty_prompt(pipeline).repeat(len(embeds), 1, 1)
     try:
@@ -200,7 +212,7 @@ def run(
             output_type="latent",
         ).images
     finally:
-        del pipeline.noise_image_embeddings
+        del pipeline.noise_image_embeddings, pipeline._encode_image
     return SimpleNamespace(
         latents=end, colours=pipeline.vae.decode(end / pipeline.vae.config.scaling_factor).sample
     )

@@ -114,14 +114,14 @@ def _import_seed() -> str:
 
 
 def _import_unclip() -> str:
-    config = import_unclip(_SRC.value, _OUT.value, _PARAM_DTYPE.value or "float32")
+    config = import_unclip(_SRC.value, _OUT.value, _PARAM_DTYPE.value or "float32", _DTYPE.value or "float32")
     left_out = [
         f"{count} {what}" if isinstance(count, int) else f"{what} {', '.join(count)}"
         for what, count in config["left_out"].items()
         if count
     ]
     return (
-        f"{_OUT.value}: unCLIP decoder, schedule {config['schedule']}, "
+        f"{_OUT.value}: unCLIP decoder in {config['dtype']}, schedule {config['schedule']}, "
         f"not needed and left out: {'; '.join(left_out) or 'nothing'}"
     )
 

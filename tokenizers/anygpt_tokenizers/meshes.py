@@ -1,10 +1,13 @@
 """Where a codec runs: on one device, or with its batches split over a mesh."""
 
+import math
 from typing import Self
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from anygpt_tokenizers.cli import UserError
 
 
 def automatic(mesh: Mesh) -> Mesh:
@@ -42,3 +45,39 @@ class OnMesh:
     def sharding(self, *axes: str | tuple[str, ...] | None) -> NamedSharding | None:
         """Of an array whose dimensions are split over mesh axes; None without a mesh."""
         return NamedSharding(self.mesh, PartitionSpec(*axes)) if self.mesh else None
+
+
+class OnDividedMesh(OnMesh):
+    """The same for large codecs: two axes split their batches, and one of them their large matrices, too."""
+
+    _axes: tuple[str, ...] = ()
+    _weight_axis: str | None = None
+
+    def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str | None = "fsdp") -> Self:
+        """From now on runs with batches split over `mesh`.
+
+        Batches are split over those of the two axes that the mesh has. The weights lie on all devices, except
+        that the large matrices are split over `weight_axis` if there is one, and gathered for use.
+        UserError if the mesh has neither axis.
+        """
+        wanted = dict.fromkeys((axis, weight_axis))
+        axes = tuple(name for name in wanted if name in mesh.axis_names)
+        if not axes:
+            raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
+        self.mesh, self._axes = automatic(mesh), axes
+        self._weight_axis = weight_axis if weight_axis in axes else None
+        self.__dict__.pop("weights", None)
+        return self
+
+    @property
+    def batch_devices(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in self._axes) if self.mesh else 1
+
+    def place(self, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, self.sharding(self._axes))
+
+    def kernel_sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+        """Of a matrix, or of a convolution's: outputs split over `weight_axis` if it divides them."""
+        if not self._weight_axis or shape[-1] % self.mesh.shape[self._weight_axis]:
+            return self.sharding()
+        return self.sharding(*(None,) * (len(shape) - 1), self._weight_axis)

@@ -110,15 +110,17 @@ class SeedCodec(OnMesh, Codec):
 
     @functools.cached_property
     def unclip(self) -> UnclipDecoder:
-        """The decoder of the directory unclip/; UserError where there is none."""
+        """The decoder of the directory unclip/, in a dtype of its own; UserError where there is none."""
         directory = self.directory / UNCLIP
         if not (directory / CONFIG_FILE).is_file():
             raise UserError(
                 f"{self.directory} has no unCLIP decoder, so its codes can't become pictures; run "
                 f"python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}."
             )
-        decoder = UnclipDecoder.from_pretrained(directory, self.config["dtype"])
-        return decoder.on_mesh(self.mesh, self._batch_axes[0]) if self.mesh else decoder
+        decoder = UnclipDecoder.from_pretrained(directory)
+        if self.mesh:
+            decoder.on_mesh(self.mesh, self._batch_axes[0], self._weight_axis)
+        return decoder
 
     def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str = "fsdp") -> Self:
         """From now on runs with batches split over `mesh`.

@@ -8,12 +8,9 @@ AnyGPT's decoder has no strength option, because diffusion always starts from pu
 picture follows its embedding is up to `guidance_scale` and `noise_level`.
 """
 
-import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import jax
@@ -23,59 +20,14 @@ from flax import traverse_util
 
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.clip_text import TextSpec
-from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.diffusion_layers import sinusoid
-from anygpt_tokenizers.diffusion_schedules import NoiseSpec
-from anygpt_tokenizers.meshes import OnMesh
-from anygpt_tokenizers.safetensors_file import map_arrays
-from anygpt_tokenizers.unclip_unet import UNet, UNetSpec
-from anygpt_tokenizers.unclip_vae import VaeDecoder, VaeSpec, to_pixels
+from anygpt_tokenizers.meshes import OnDividedMesh
+from anygpt_tokenizers.unclip_spec import DTYPES, OLD_DTYPE, UnclipSpec, open_directory
+from anygpt_tokenizers.unclip_unet import UNet
+from anygpt_tokenizers.unclip_vae import VaeDecoder, to_pixels
 
-EMBEDDING_NOISE = NoiseSpec(kind="squaredcos_cap_v2", offset=0)
+NEGATIVE_LEVEL = 0  # of negative embeddings' noise in AnyGPT's pipeline, whatever that of the others is
 ROWS = 4  # pictures per device in one call of the program
-
-
-@dataclasses.dataclass(frozen=True)
-class UnclipSpec:
-    """Sizes and conventions; the defaults are the published model's.
-
-    Attributes:
-      unet, vae, text: of the networks.
-      noise: of the diffusion.
-      embedding_noise: of the image embedding.
-      schedule: the sampler that `decode` takes by default.
-    """
-
-    unet: UNetSpec = dataclasses.field(default_factory=UNetSpec)
-    vae: VaeSpec = dataclasses.field(default_factory=VaeSpec)
-    text: TextSpec = dataclasses.field(default_factory=TextSpec)
-    noise: NoiseSpec = dataclasses.field(default_factory=NoiseSpec)
-    embedding_noise: NoiseSpec = EMBEDDING_NOISE
-    schedule: str = "plms"
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of the image embedding: half of the class label."""
-        return self.unet.class_dim // 2
-
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.unet.sample_size * self.vae.factor
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Of one picture's latents."""
-        return (self.unet.sample_size, self.unet.sample_size, self.unet.latent_channels)
-
-    @classmethod
-    def from_config(cls, config: dict) -> Self:
-        """From the fields that `dataclasses.asdict` gives, possibly after a way through JSON."""
-        kinds = {"unet": UNetSpec, "vae": VaeSpec, "text": TextSpec, "noise": NoiseSpec}
-        kinds["embedding_noise"] = NoiseSpec
-        parts = {name: kind(**_with_tuples(config[name])) for name, kind in kinds.items()}
-        return cls(**parts, schedule=config["schedule"])
 
 
 class Inputs(NamedTuple):
@@ -113,7 +65,7 @@ def abstract_params(spec: UnclipSpec) -> dict:
 
 
 def class_label(
-    spec: UnclipSpec, normalizer: dict, embeddings: jax.Array, noise: jax.Array, level: jax.Array
+    spec: UnclipSpec, normalizer: dict, embeddings: jax.Array, noise: jax.Array, level: jax.Array | int
 ) -> jax.Array:
     """Embeddings [B, D], noised to a level (int32 scalar) in the normalizer's units, and it: [B, 2D]."""
     share = jnp.asarray(schedules.signal(spec.embedding_noise))[level]
@@ -165,7 +117,7 @@ def evaluations(
             nothing = jnp.zeros_like(label)
         else:
             negatives = inputs.negatives, inputs.negative_noise
-            nothing = class_label(spec, params["normalizer"], *negatives, level)
+            nothing = class_label(spec, params["normalizer"], *negatives, NEGATIVE_LEVEL)
         label, text = _interleaved(nothing, label), _interleaved(empty, text)
 
     def evaluate(state: schedules.State, indexed: tuple) -> tuple[schedules.State, None]:
@@ -204,7 +156,7 @@ def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str 
     return jax.tree.map(stored, abstract_params(spec)), inputs, table, guidance, level
 
 
-class UnclipDecoder(OnMesh):
+class UnclipDecoder(OnDividedMesh):
     """Weights, and compiled programs that make pictures of image embeddings.
 
     Attributes:
@@ -214,33 +166,37 @@ class UnclipDecoder(OnMesh):
     """
 
     def __init__(self, spec: UnclipSpec, params: dict, dtype: str = "float32"):
-        if dtype not in ("float32", "bfloat16"):
+        if dtype not in DTYPES:
             raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
         self.spec, self.params, self.dtype = spec, params, dtype
         self._progress: Callable[[int], None] = lambda index: None
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
-        """Reads what `import-unclip` wrote; the text encoder stays in its file."""
-        spec, weights = open_directory(directory)
+    def from_pretrained(cls, directory: str | os.PathLike, dtype: str | None = None) -> Self:
+        """Reads what `import-unclip` wrote; the text encoder stays in its file.
+
+        `dtype`: "float32" or "bfloat16"; None: the one that the directory was imported with, float32 where
+        its config.json (of an earlier version) names none.
+        """
+        config, spec, weights = open_directory(directory)
         wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
         wrong = [name for name in wanted if np.shape(weights.get(name)) != wanted[name].shape]
         if wrong:
             raise UserError(f"{directory} lacks {wrong[0]!r} in its config's shape; import it again.")
-        return cls(
-            spec, traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/"), dtype
-        )
+        params = traverse_util.unflatten_dict({name: weights[name] for name in wanted}, sep="/")
+        return cls(spec, params, dtype or config.get("dtype", OLD_DTYPE))
 
     @functools.cached_property
     def weights(self) -> dict:
         """The parameters on the devices, matrices in the dtype that they are used in."""
 
-        def place(leaf: np.ndarray) -> jax.Array:
-            dtype = self.dtype if np.ndim(leaf) > 1 else "float32"
-            return jax.device_put(np.asarray(leaf, dtype), self.sharding())
+        def place(path: tuple, leaf: np.ndarray) -> jax.Array:
+            array = np.asarray(leaf, self.dtype if np.ndim(leaf) > 1 else "float32")
+            kernel = path[-1].key == "kernel"
+            return jax.device_put(array, self.kernel_sharding(array.shape) if kernel else self.sharding())
 
         with jax.ensure_compile_time_eval():  # real arrays also when first asked for inside a jitted function
-            return jax.tree.map(place, self.params)
+            return jax.tree.map_with_path(place, self.params)
 
     @functools.cached_property
     def _programs(self) -> dict[bool, Callable]:
@@ -274,12 +230,13 @@ class UnclipDecoder(OnMesh):
           key: a JAX key or a seed, of all noise that is not given.
           guidance_scale: 1 or less turns guidance (and half of the work) off.
           num_inference_steps: of the schedule.
-          noise_level: 0..999, of the image embeddings.
+          noise_level: 0..999, of the image embeddings; that of negative ones is 0, as in AnyGPT's pipeline.
           negative_embeddings: [B, D], what the pictures shall not show; they get noise of their own.
           latents: float32 [B, H, W, C] to start from, instead of noise.
           noise: float32 [B, D], what the embeddings are noised with.
           schedule: "plms" (as published), "ddim" or "dpm++".
-          progress: called on the host as progress(evaluations done, evaluations in all).
+          progress: called on the host as progress(evaluations done, evaluations in all). What it raises
+            comes out of here once the call of the program is over, up to ROWS pictures per device later.
           prompt_embeddings: float32 [1 or B, T, E] from the text encoder, instead of the empty prompt.
 
         Raises:
@@ -288,6 +245,8 @@ class UnclipDecoder(OnMesh):
         spec = self.spec
         table = schedules.make_table(schedule or spec.schedule, spec.noise, num_inference_steps)
         rows = _checked_rows(embeddings, spec.embedding_dim)
+        if isinstance(noise_level, bool) or not isinstance(noise_level, int | np.integer):
+            raise UserError(f"noise_level is a whole number, not {noise_level!r}.")
         if not 0 <= noise_level < spec.embedding_noise.times:
             raise UserError(f"noise_level lies in 0..{spec.embedding_noise.times - 1}; it is {noise_level}.")
         if not np.isfinite(guidance_scale):
@@ -312,15 +271,18 @@ class UnclipDecoder(OnMesh):
         rows, size = len(inputs.embeddings), ROWS * devices
         multiple = devices if rows <= size else size  # so that all parts are of one shape, compiled once
         starts = range(0, rows, size)
-        evaluations, pictures = len(table.time), []
+        evaluations, pictures, raised = len(table.time), [], []
         for done, at in enumerate(starts):
             part = jax.tree.map(lambda leaf, at=at: self._place(leaf[at : at + size], multiple), inputs)
             if progress is not None:
                 before, total = done * evaluations, len(starts) * evaluations
-                self._progress = lambda index, before=before, total=total: progress(before + index + 1, total)
+                told = lambda index, before=before, total=total: progress(before + index + 1, total)  # noqa: E731
+                self._progress = functools.partial(_guarded, told, raised)
             program = self._programs[progress is not None]
             pictures.append(np.asarray(program(self.weights, part, table, guidance, level)))
             jax.effects_barrier()  # `progress` has been called for all of this part
+            if raised:
+                raise raised[0]
         return np.concatenate(pictures)[:rows]
 
     def _draw(self, key: jax.Array | int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -341,27 +303,21 @@ class UnclipDecoder(OnMesh):
         return self.place(array)
 
 
-def open_directory(directory: str | os.PathLike) -> tuple[UnclipSpec, dict[str, np.ndarray]]:
-    """The configuration and the weights, not yet read, of a directory that `import-unclip` wrote."""
-    directory = Path(directory)
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory} holds no unCLIP decoder ({error}); make one with import-unclip."
-        ) from error
-    if config.get("type") != "unclip":
-        raise UserError(f"{directory} holds no unCLIP decoder; make one with import-unclip.")
-    return UnclipSpec.from_config(config), map_arrays(directory / WEIGHTS_FILE)
-
-
 def _interleaved(first: jax.Array, second: jax.Array) -> jax.Array:
     """Rows of two batches in turn, so that the two of a picture lie on one device: [2B, ...]."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-def _with_tuples(fields: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _guarded(told: Callable[[int], None], raised: list[BaseException], index: int) -> None:
+    """Calls `told` until it raises once, which is kept: inside a program it would become the runtime's error,
+    and could leave other devices waiting for this one.
+    """
+    if raised:
+        return
+    try:
+        told(index)
+    except BaseException as error:
+        raised.append(error)
 
 
 def _checked_rows(embeddings: np.ndarray, width: int) -> int:

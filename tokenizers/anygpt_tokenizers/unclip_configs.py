@@ -8,7 +8,7 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_text import ACTIVATIONS, TextSpec
 from anygpt_tokenizers.diffusion_schedules import NoiseSpec
-from anygpt_tokenizers.unclip import UnclipSpec
+from anygpt_tokenizers.unclip_spec import UnclipSpec
 from anygpt_tokenizers.unclip_unet import UNetSpec
 from anygpt_tokenizers.unclip_vae import VaeSpec
 

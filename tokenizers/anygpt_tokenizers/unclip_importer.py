@@ -27,6 +27,7 @@ from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
 from anygpt_tokenizers.safetensors_file import write_arrays
 from anygpt_tokenizers.unclip import abstract_params
 from anygpt_tokenizers.unclip_prompts import TOKENIZER_FILES
+from anygpt_tokenizers.unclip_spec import DTYPES
 
 # Our names of modules -> the originals'; kernels, scales and biases are weights and biases of those.
 RESNET = {
@@ -113,7 +114,8 @@ class Source:
         self.used: set[str] = set()
 
     def take(self, key: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-        """What reads the array of a key; UserError if it is missing or has another shape."""
+        """What reads the array of a key; UserError if it is missing or has another shape, or when it is read
+        and holds a number that is not finite."""
         if key not in self.original:
             raise UserError(f"{self.place}: the key {key!r} is missing.")
         original = self.original[key]
@@ -124,7 +126,14 @@ class Source:
                 f"be {shape}."
             )
         self.used.add(key)
-        return lambda: to_numpy(tensor)
+
+        def read() -> np.ndarray:
+            array = to_numpy(tensor)
+            if not np.isfinite(array).all():
+                raise UserError(f"{self.place}: {original!r} holds a number that is not finite.")
+            return array
+
+        return read
 
     def finish(self) -> int:
         """How many keys were left out; UserError names one that nobody knows."""
@@ -136,7 +145,9 @@ class Source:
         return len(rest)
 
 
-def import_unclip(src: str | os.PathLike, out: str | os.PathLike, param_dtype: str = "float32") -> dict:
+def import_unclip(
+    src: str | os.PathLike, out: str | os.PathLike, param_dtype: str = "float32", dtype: str = "float32"
+) -> dict:
     """Writes a Stable unCLIP of diffusers' format to the new directory `out`.
 
     Args:
@@ -144,11 +155,14 @@ def import_unclip(src: str | os.PathLike, out: str | os.PathLike, param_dtype: s
         image_noising_scheduler/.
       out: must not exist yet.
       param_dtype: "float32" or "bfloat16", of the arrays that are written.
+      dtype: "float32" or "bfloat16", what the decoder computes in when it is read again.
 
     Returns:
       The config.json that was written; its "left_out" says what of `src` was not needed, and how many keys
       that are.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"The unCLIP decoder computes in {' or '.join(DTYPES)}, not in {dtype}.")
     src = Path(src)
     spec = configs.read_spec(src)
     unet = Source(src / "unet")
@@ -170,6 +184,7 @@ def import_unclip(src: str | os.PathLike, out: str | os.PathLike, param_dtype: s
     tokens = configs.empty_prompt_tokens(src / "tokenizer", spec.text)
     config = {
         "type": "unclip",
+        "dtype": dtype,
         **dataclasses.asdict(spec),
         "empty_prompt_tokens": [int(token) for token in tokens],
         "left_out": {

@@ -1,10 +1,8 @@
 """Text prompts for the unCLIP decoder, by the text encoder that lies beside its weights."""
 
 import functools
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +11,7 @@ from flax import traverse_util
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_bpe import ClipBpe
 from anygpt_tokenizers.clip_text import ClipText, TextSpec
-from anygpt_tokenizers.codec import CONFIG_FILE
-from anygpt_tokenizers.unclip import open_directory
+from anygpt_tokenizers.unclip_spec import open_directory
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
@@ -27,8 +24,7 @@ def embed_prompts(directory: str | os.PathLike, prompts: Sequence[str]) -> np.nd
     """
     if isinstance(prompts, str) or not prompts:
         raise UserError("Prompts are a list with at least one text.")
-    spec, weights = open_directory(directory)
-    config = json.loads((Path(directory) / CONFIG_FILE).read_text())
+    config, spec, weights = open_directory(directory)
     begin, end, pad = config["empty_prompt_tokens"][:3]
     tokens = ClipBpe.from_files(directory, begin, end, pad, spec.text.positions)(prompts)
     names = [name for name in weights if name.startswith("text/")]
