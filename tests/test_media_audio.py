@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+from anygpt_tokenizers import media_audio
 from anygpt_tokenizers.codec import MediaError
 from anygpt_tokenizers.media_audio import prepare_audio, read_audio, write_audio
 from anygpt_tokenizers.resampling import Resampler
@@ -36,16 +37,27 @@ def test_other_formats_are_read(tmp_path, suffix):
     assert len(read_audio(tmp_path / f"a.{suffix}", RATE)) >= RATE
 
 
-def test_of_a_truncated_file_the_part_that_is_there_is_read(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(RATE), RATE)
-    data = (tmp_path / "a.wav").read_bytes()
-    (tmp_path / "a.wav").write_bytes(data[: len(data) // 2])
-    assert len(read_audio(tmp_path / "a.wav", RATE)) == pytest.approx(RATE / 2, abs=64)
+@pytest.mark.parametrize(("suffix", "missing"), [("wav", 64), ("flac", 4096), ("ogg", 24_000)])
+@pytest.mark.parametrize("block", [1 << 18, 5000])
+def test_of_a_truncated_file_the_part_that_is_there_is_read(tmp_path, monkeypatch, suffix, missing, block):
+    monkeypatch.setattr(media_audio, "BLOCK", block)
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 10 * RATE)  # so that all seconds take as many bytes
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, noise, RATE)
+    whole, data = read_audio(path, RATE), path.read_bytes()
+    for part in (0.3, 0.5, 0.9):
+        path.write_bytes(data[: int(part * len(data))])
+        wave = read_audio(path, RATE)
+        assert part * len(whole) - missing <= len(wave) <= part * len(whole) + missing
+        np.testing.assert_array_equal(wave, whole[: len(wave)])
 
 
 def test_unusable_files_have_a_reason(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is not sound")
+    (tmp_path / "bare.raw").write_bytes(bytes(range(200)))
+    soundfile.write(tmp_path / "cut.flac", tone(RATE), RATE)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:200])
     soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
@@ -53,6 +65,8 @@ def test_unusable_files_have_a_reason(tmp_path):
         "absent.wav": "missing file",
         "empty.wav": "empty file",
         "text.wav": "not a readable sound file",
+        "bare.raw": "not a readable sound file",
+        "cut.flac": "not a readable sound file",
         "none.wav": "no samples",
         "silent.wav": "silent",
         "nan.wav": "samples that are not finite",

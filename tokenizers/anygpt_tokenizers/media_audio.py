@@ -1,6 +1,7 @@
 """Reading and writing sound files, whatever their rate, channels or defects."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -19,26 +20,50 @@ def read_audio(path: str | os.PathLike, sample_rate: int, channels: int = 1) -> 
     Samples are in [-1, 1]. A file with as many channels keeps them; of any other, channels are averaged
     (AnyGPT keeps the first for speech and averages for music; an average loses nobody who speaks into another
     channel). Any rate is resampled (see `resampling`), louder samples are clipped, and of a truncated file
-    the part that is there is taken. Besides the result, memory holds one block, however long the file is or
-    claims to be. Raises MediaError (missing file, empty file, not a readable sound file, impossible sample
-    rate, no samples, samples that are not finite, silent).
+    the part that is there is taken (of FLAC and OGG what is whole: frames, and pages of a second or so).
+    Besides the result, memory holds one block, however long the file is or claims to be. Raises MediaError
+    (missing file, empty file, not a readable sound file, impossible sample rate, no samples, samples that are
+    not finite, silent).
     """
     if not os.path.isfile(path):
         raise MediaError("missing file", path)
     if os.path.getsize(path) == 0:
         raise MediaError("empty file", path)
     try:
-        with soundfile.SoundFile(path) as file:
-            if not RATES[0] <= file.samplerate <= RATES[1]:
-                raise MediaError("impossible sample rate", path, f"{file.samplerate} Hz")
-            sound = _Sound(file.samplerate, sample_rate, path, channels)
-            while True:
-                block = file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)
-                if len(block) == 0:
-                    return sound.finish()
-                sound.add(block)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError("not a readable sound file", path, str(error).splitlines()[-1]) from error
+        file = soundfile.SoundFile(path)
+    except (RuntimeError, TypeError) as error:  # TypeError: a .raw file has no header to read
+        raise _unreadable(path, error) from error
+    with file:
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise MediaError("impossible sample rate", path, f"{file.samplerate} Hz")
+        sound = _Sound(file.samplerate, sample_rate, path, channels)
+        for block in _blocks(file, path):
+            sound.add(block)
+    return sound.finish()
+
+
+def _blocks(file: soundfile.SoundFile, path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """Samples float32 [n, channels] until the file ends or breaks off; MediaError if it does so at once."""
+    buffer = np.empty((max(1, BLOCK // file.channels), file.channels), np.float32)
+    begun = False
+    while True:
+        buffer.fill(np.nan)
+        try:
+            block = file.read(out=buffer)
+        except RuntimeError as error:  # what was decoded before is in the buffer, but nothing says how much
+            there = np.flatnonzero(~np.isnan(buffer).all(axis=1))
+            if not begun and not len(there):
+                raise _unreadable(path, error) from error
+            yield buffer[: there[-1] + 1 if len(there) else 0]
+            return
+        if len(block) == 0:
+            return
+        begun = True
+        yield block
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> MediaError:
+    return MediaError("not a readable sound file", path, str(error).splitlines()[-1])
 
 
 def prepare_audio(
