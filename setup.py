@@ -35,9 +35,9 @@ setup(
         "orbax-checkpoint>=0.12",
         "pillow",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "soundfile",
-        "soxr",
         "tensorboardX",
         "tensorflow-datasets",
         "tqdm",
@@ -46,7 +46,6 @@ setup(
         "pocketsphinx",
         "scikit-image",
         "scikit-learn",
-        "scipy",
         "threadpoolctl",
     ],
     extras_require={

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from anygpt_tokenizers import published_codec
+from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import load_codec
 from anygpt_tokenizers.long_clips import StreamDecoder, nearby
 from audio_signals import sound
@@ -58,6 +59,45 @@ def test_a_stream_of_one_frame_and_of_none_end_well(codecs):
     assert stream.push(codes).shape == (1, 0)
     np.testing.assert_allclose(stream.finish(), codec.decode(codes), atol=1e-6)
     assert StreamDecoder(codec).finish().shape == (1, 0)
+
+
+def test_a_stream_names_codes_that_are_not_its_codecs_and_goes_on_as_if_they_had_not_come(codecs):
+    codec = codecs["encodec_causal"]
+    codes = codec.encode(clip(12 * HOP, rows=2))
+    levels = codes.shape[2]
+    stream = StreamDecoder(codec, batch=2, step=8)
+    pieces = [stream.push(codes[:, :5])]
+    for code in (codec.codebook_size, -1):
+        wrong = codes[:, 5:9].copy()
+        wrong[1, 2, 1] = code
+        with pytest.raises(UserError, match=f"row 1, frame 7, level 1 is {code}"):
+            stream.push(wrong)
+    for wrong in (codes[0, 5:], codes[:, 5:5], codes.repeat(5, axis=2)):
+        with pytest.raises(UserError, match="shape"):
+            stream.push(wrong)
+    for wrong in (codes[:1, 5:], codes[:, 5:, :1]):
+        with pytest.raises(UserError, match=rf"frame 5 with codes of shape \[2, frames, {levels}\]"):
+            stream.push(wrong)
+    with pytest.raises(UserError, match="whole numbers"):
+        stream.push(codes[:, 5:].astype(np.float32))
+    pieces += [stream.push(codes[:, 5:]), stream.finish()]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), codec.decode(codes), atol=1e-6)
+    with pytest.raises(UserError, match="finished"):
+        stream.push(codes)
+
+
+def test_a_streams_block_divides_its_step_and_its_first_level_exists(codecs):
+    codec = codecs["encodec_causal"]
+    for block in (4, 0, 20):
+        with pytest.raises(UserError, match="must divide its step of 10"):
+            StreamDecoder(codec, step=10, block=block)
+    codes = codec.encode(clip(23 * HOP))
+    stream = StreamDecoder(codec, step=10, block=5)
+    pieces = [stream.push(codes), stream.finish()]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), codec.decode(codes), atol=1e-6)
+    for first in (-1, 99):
+        with pytest.raises(UserError, match=f"first level .* not {first}"):
+            StreamDecoder(codec, first=first).push(codes)
 
 
 def test_eight_devices_give_the_codes_and_sound_of_one(codecs, tmp_path):

@@ -124,16 +124,16 @@ class Codec(abc.ABC):
             )
         return self.checked_range(codes)
 
-    def checked_range(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
-        """Codes [B, frames, n] of levels first.. as int32; UserError names the first that is out of range."""
+    def checked_range(self, codes: np.ndarray, first: int = 0, start: int = 0) -> np.ndarray:
+        """Codes [B, n, m] of frames start.. and levels first.. as int32; UserError names one out of range."""
         if codes.dtype.kind not in "iu":
             raise UserError(f"Codes of {self.modality} are whole numbers, not {codes.dtype}.")
         wrong = np.argwhere((codes < 0) | (codes >= self.codebook_size))
         if len(wrong):
             row, frame, level = wrong[0]
             raise UserError(
-                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, frame {frame}, "
-                f"level {first + level} is {codes[row, frame, level]}."
+                f"Codes of {self.modality} lie in 0..{self.codebook_size - 1}; row {row}, "
+                f"frame {start + frame}, level {first + level} is {codes[row, frame, level]}."
             )
         return codes.astype(np.int32)
 

@@ -92,17 +92,24 @@ class StreamDecoder:
         first: level of the first code of a frame.
         block: frames that the convolutions take at a time; `step` must be a multiple.
         lengths: [batch], where each row ends, if that is known beforehand.
+
+        UserError: a codec that can't be streamed, a block that doesn't divide the step.
         """
         self.codec = codec
         self.seen = 0
         self._lengths = np.full(batch, OPEN_END) if lengths is None else np.asarray(lengths, np.int64)
         self._ended = False
+        self._first = first
+        self._levels: int | None = None  # of a frame; the first codes tell
         spec = codec.spec
         if spec.time_group_norm:
             raise UserError("This codec normalises over whole clips (time_group_norm): it can't be streamed.")
         self._channel_axis = (spec.channels,) if spec.channels > 1 else ()
         conv = spec.conv(1, spec.kernel)
         self._step = max(step, conv.before + 1)  # what the clip's start is mirrored from must be in one piece
+        block = self._step if block is None else block
+        if block < 1 or self._step % block:
+            raise UserError(f"A stream's block must divide its step of {self._step} frames; {block} doesn't.")
         self._around_frame = conv.before, conv.span - 1 - conv.before
         self._around_samples = frames_for_samples(spec)
         self._codes = _Tail(self._around_frame[0])
@@ -110,11 +117,24 @@ class StreamDecoder:
         zeros = np.zeros((batch, spec.width), np.float32)
         self._carries = [(codec.place(zeros), codec.place(zeros)) for _ in range(spec.lstm_layers)]
         self._recur = codec.program(_decoder_step, first)
-        self._sound = codec.program(programs.decoder_samples, block or self._step)
+        self._sound = codec.program(programs.decoder_samples, block)
 
     def push(self, codes: np.ndarray) -> np.ndarray:
-        """int32 codes [B, n, levels] -> float32 [B, m], the samples that are certain now (m may be 0)."""
-        self._codes.append(np.asarray(codes, np.int32))
+        """int32 codes [B, n, levels] -> float32 [B, m], the samples that are certain now (m may be 0).
+
+        UserError names codes that are not the codec's, with their place in the stream, and changes nothing.
+        """
+        if self._ended:
+            raise UserError("This stream was finished; begin another for more codes.")
+        codes = self.codec.check_codes(codes, self._first, self.seen)
+        rows, levels = len(self._lengths), self._levels or codes.shape[2]
+        if codes.shape != (rows, codes.shape[1], levels):
+            raise UserError(
+                f"This stream goes on at frame {self.seen} with codes of shape [{rows}, frames, {levels}], "
+                f"not {list(codes.shape)}."
+            )
+        self._levels = levels
+        self._codes.append(codes)
         self.seen += codes.shape[1]
         return self._advance()
 

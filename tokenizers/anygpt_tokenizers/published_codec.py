@@ -129,16 +129,21 @@ class PublishedCodec(OnMesh, Codec):
                 results[index] = codes[: -(-length // self.hop_length)]
         return results
 
-    def check_codes(self, codes: np.ndarray, first: int = 0) -> np.ndarray:
-        """Codes as int32 [B, frames, n], n from 1 to the levels there are; UserError names what is wrong."""
+    def check_codes(self, codes: np.ndarray, first: int = 0, start: int = 0) -> np.ndarray:
+        """Codes as int32 [B, frames, n], n from 1 to the levels there are; UserError names what is wrong.
+
+        They are of levels first.. and, where they continue a stream, of its frames start...
+        """
         codes = np.asarray(codes)
+        if not 0 <= first < self.spec.quantizers:
+            raise UserError(f"The first level is one of 0..{self.spec.quantizers - 1}, not {first}.")
         most = self.spec.quantizers - first
         if codes.ndim != 3 or not 1 <= codes.shape[-1] <= most or codes.shape[1] == 0:
             raise UserError(
                 f"The {self.modality} codec decodes codes of shape [batch, frames, 1..{most}] with at least "
                 f"one frame, not {list(codes.shape)}."
             )
-        return self.checked_range(codes, first)
+        return self.checked_range(codes, first, start)
 
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
         return read_audio(path, self.sample_rate, self.channels)
