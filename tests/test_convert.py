@@ -100,29 +100,52 @@ def test_published_token_files_give_the_published_layouts(tmp_path):
         assert found.token_strings == layout.token_strings
 
 
-@pytest.mark.parametrize("ways", [1, 2, 4, 8])
-def test_the_last_real_row_survives_on_every_tensor_mesh(llama, imported, ways):
-    _, vocab, values = llama
-    # Two key/value heads are whole on two devices at most; the vocabulary's rows are what is divided here.
-    rules = (("vocab", "tensor"), ("mlp", "tensor"))
-    mesh = sharding.make_mesh({"tensor": ways}, jax.devices()[:ways])
-    model = load_model(imported, mesh=mesh, rules=rules)
-    rows = model.params["embedding"].sharding.shard_shape(model.params["embedding"].shape)[0]
-    assert rows == vocab.padded_size // ways
-    last = vocab.size - 1
-    table, head = values["model.embed_tokens.weight"], values["lm_head.weight"]
-    np.testing.assert_array_equal(model.params["embedding"][last], table[last])
-    np.testing.assert_array_equal(model.params["unembedding"][:, last], head[last])
+@pytest.fixture(scope="module", params=[2, 4], ids=["two_kv_heads", "four_kv_heads"])
+def on_one_device(request, tmp_path_factory):
+    """An imported model with 2 or 4 key/value heads, what it was made of, and its logits on one device."""
+    directory = tmp_path_factory.mktemp("meshes")
+    vocab = random_llama.media_vocabulary()
+    config = random_llama.decoder_config(vocab, request.param)
+    values = random_llama.write_llama(directory / "hf", vocab, config, scale=0.05)
+    import_hf(directory / "hf", directory / "ckpt")
+    model = load_model(directory / "ckpt")
+    return directory / "ckpt", vocab, values, _logits(model, vocab.size - 1)
+
+
+def _logits(model, last):
+    """[2, 16, V] of random ids and the last real one."""
     decoder = Decoder(model.config)
+    ids = np.random.default_rng(5).integers(0, last, (2, 16)).astype(np.int32)
+    ids[:, 3] = last
 
     @jax.jit
     def logits(params, ids):
         hidden, _ = decoder.apply({"params": params}, ids)
         return decoder.apply({"params": params}, hidden, method="logits")
 
+    return np.asarray(logits(model.params, ids))
+
+
+@pytest.mark.parametrize("ways", [1, 2, 4, 8])
+def test_the_last_real_row_and_the_logits_survive_on_every_tensor_mesh(on_one_device, ways):
+    workdir, vocab, values, expected = on_one_device
+    rules = sharding.DEFAULT_RULES
+    mesh = sharding.make_mesh({"tensor": ways}, jax.devices()[:ways])
+    model = load_model(workdir, mesh=mesh, rules=rules)
+    rows = model.params["embedding"].sharding.shard_shape(model.params["embedding"].shape)[0]
+    assert rows == vocab.padded_size // ways
+    last = vocab.size - 1
+    table, head = values["model.embed_tokens.weight"], values["lm_head.weight"]
+    np.testing.assert_array_equal(model.params["embedding"][last], table[last])
+    np.testing.assert_array_equal(model.params["unembedding"][:, last], head[last])
+    key = model.params["layers"]["attention"]["key"]["kernel"]  # [layers, D, K, H]
+    heads = model.config.num_kv_heads
+    assert key.sharding.shard_shape(key.shape)[2] == (heads if heads % ways else heads // ways)
     with sharding.sharding_context(mesh, rules):
-        out = np.asarray(logits(model.params, np.full((1, 2), last, np.int32)))
+        out = _logits(model, last)
     assert np.isfinite(out[..., last]).all() and (out[..., last + 1 :] < -1e29).all()
+    np.testing.assert_allclose(out, expected, atol=1e-5, rtol=0)
+    assert np.ptp(expected[..., : vocab.size]) > 1
 
 
 # ------------------------------------------------------------------------------------------------ grow
