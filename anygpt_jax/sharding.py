@@ -10,6 +10,7 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from anygpt_jax.model import whole_heads
 from anygpt_jax.model.config import DecoderConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -86,7 +87,8 @@ def devices_by_slice(devices: Sequence[jax.Device], slices: int, data: int) -> n
 def check_divisible(
     config: DecoderConfig, mesh: Mesh, batch_size: int, accumulation: int = 1, rules: Rules = DEFAULT_RULES
 ) -> None:
-    """UserError naming the first size that the mesh does not divide."""
+    """UserError naming the first size that the mesh does not divide: in training also heads, which could be
+    whole on every device, but at the price of the memory and the time that the mesh is there to save."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     embed = _embed_axes(rules)
     batch = mesh.shape["data"] * fsdp * accumulation
@@ -149,8 +151,19 @@ def sharding_context(mesh: Mesh, rules: Rules):
 
 
 def param_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
-    """NamedShardings of parameters, from the logical axes that they are boxed with (`init_boxed_params`)."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, tuple(rules))
+    """NamedShardings of parameters, from the logical axes that they are boxed with (`init_boxed_params`).
+
+    Heads that the mesh's tensor axis does not divide are whole on every device (`whole_heads`), so that a
+    model with few key/value heads loads on any mesh; training refuses such a mesh (`check_divisible`).
+    """
+    rules = tuple(rules)
+
+    def place(spec: PartitionSpec, leaf: Any) -> NamedSharding:
+        axes = whole_heads.fitting_axes(tuple(spec), leaf.shape, mesh.shape, rules)
+        return NamedSharding(mesh, nn.logical_to_mesh_axes(axes, rules))
+
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+    return jax.tree.map(place, nn.get_partition_spec(boxed), nn.unbox(boxed), is_leaf=is_spec)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

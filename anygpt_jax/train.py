@@ -7,8 +7,8 @@ with --coordinator=HOST:PORT of the first host, --num_processes and --process_id
 
 The working directory may be in a bucket (--workdir=gs://BUCKET/run, with the extra `gcs`).
 
-Exit codes: 0 done; 1 the loss stopped being finite; 2 a mistake in the arguments; 128 + n stopped by signal n
-with everything saved.
+Exit codes: 0 done; 2 a mistake in the arguments; 3 the loss stopped being finite; 128 + n stopped by signal n
+with everything saved; anything else, such as 1 where another host is lost: start it again.
 """
 
 from absl import flags

@@ -15,16 +15,33 @@ need() {
   done
 }
 
-# Prints the command in a form that a shell can read back, and runs it unless this is a dry run.
-step() {
-  local word line="+"
+# check VARIABLE PATTERN WHAT: an option that is given must match the whole pattern.
+check() {
+  local LC_ALL=C value="${!1}"
+  [[ -z "$value" || "$value" =~ ^($2)$ ]] || fail "--$1=$value is no $3"
+}
+
+# What both scripts are given; a bucket's name also becomes a part of commands and of YAML.
+check_names() {
+  check name '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' "name of small letters, digits and - (at most 63, a letter first)"
+  check bucket '[a-z0-9][-a-z0-9._]{1,220}[a-z0-9]' "bucket's name; give it without gs:// and without a path"
+}
+
+# The words in a form that a shell reads back as the same words.
+quoted() {
+  local word line=""
   for word in "$@"; do
     case "$word" in
-      *[!A-Za-z0-9_./:=,@%+-]*) line+=" '${word//\'/\'\\\'\'}'" ;;
+      "" | *[!A-Za-z0-9_./:=,@%+-]*) line+=" '${word//\'/\'\\\'\'}'" ;;
       *) line+=" $word" ;;
     esac
   done
-  printf '%s\n' "$line"
+  printf '%s' "${line# }"
+}
+
+# Prints the command in a form that a shell can read back, and runs it unless this is a dry run.
+step() {
+  printf '+ %s\n' "$(quoted "$@")"
   [ -n "${dry_run:-}" ] || "$@"
 }
 

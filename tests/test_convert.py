@@ -1,4 +1,4 @@
-"""Weights in and out: nothing is lost, old rows stay, and a bad file is named and leaves nothing behind."""
+"""Weights in and out: nothing is lost, and old rows stay."""
 
 import json
 import os
@@ -38,11 +38,6 @@ def imported(llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("imported") / "ckpt"
     import_hf(llama[0], out)
     return out
-
-
-def copy_of(llama, tmp_path):
-    shutil.copytree(llama[0], tmp_path / "hf")
-    return tmp_path / "hf"
 
 
 def weights_of(directory):
@@ -100,29 +95,52 @@ def test_published_token_files_give_the_published_layouts(tmp_path):
         assert found.token_strings == layout.token_strings
 
 
-@pytest.mark.parametrize("ways", [1, 2, 4, 8])
-def test_the_last_real_row_survives_on_every_tensor_mesh(llama, imported, ways):
-    _, vocab, values = llama
-    # Two key/value heads are whole on two devices at most; the vocabulary's rows are what is divided here.
-    rules = (("vocab", "tensor"), ("mlp", "tensor"))
-    mesh = sharding.make_mesh({"tensor": ways}, jax.devices()[:ways])
-    model = load_model(imported, mesh=mesh, rules=rules)
-    rows = model.params["embedding"].sharding.shard_shape(model.params["embedding"].shape)[0]
-    assert rows == vocab.padded_size // ways
-    last = vocab.size - 1
-    table, head = values["model.embed_tokens.weight"], values["lm_head.weight"]
-    np.testing.assert_array_equal(model.params["embedding"][last], table[last])
-    np.testing.assert_array_equal(model.params["unembedding"][:, last], head[last])
+@pytest.fixture(scope="module", params=[2, 4], ids=["two_kv_heads", "four_kv_heads"])
+def on_one_device(request, tmp_path_factory):
+    """An imported model with 2 or 4 key/value heads, what it was made of, and its logits on one device."""
+    directory = tmp_path_factory.mktemp("meshes")
+    vocab = random_llama.media_vocabulary()
+    config = random_llama.decoder_config(vocab, request.param)
+    values = random_llama.write_llama(directory / "hf", vocab, config, scale=0.05)
+    import_hf(directory / "hf", directory / "ckpt")
+    model = load_model(directory / "ckpt")
+    return directory / "ckpt", vocab, values, _logits(model, vocab.size - 1)
+
+
+def _logits(model, last):
+    """[2, 16, V] of random ids and the last real one."""
     decoder = Decoder(model.config)
+    ids = np.random.default_rng(5).integers(0, last, (2, 16)).astype(np.int32)
+    ids[:, 3] = last
 
     @jax.jit
     def logits(params, ids):
         hidden, _ = decoder.apply({"params": params}, ids)
         return decoder.apply({"params": params}, hidden, method="logits")
 
+    return np.asarray(logits(model.params, ids))
+
+
+@pytest.mark.parametrize("ways", [1, 2, 4, 8])
+def test_the_last_real_row_and_the_logits_survive_on_every_tensor_mesh(on_one_device, ways):
+    workdir, vocab, values, expected = on_one_device
+    rules = sharding.DEFAULT_RULES
+    mesh = sharding.make_mesh({"tensor": ways}, jax.devices()[:ways])
+    model = load_model(workdir, mesh=mesh, rules=rules)
+    rows = model.params["embedding"].sharding.shard_shape(model.params["embedding"].shape)[0]
+    assert rows == vocab.padded_size // ways
+    last = vocab.size - 1
+    table, head = values["model.embed_tokens.weight"], values["lm_head.weight"]
+    np.testing.assert_array_equal(model.params["embedding"][last], table[last])
+    np.testing.assert_array_equal(model.params["unembedding"][:, last], head[last])
+    key = model.params["layers"]["attention"]["key"]["kernel"]  # [layers, D, K, H]
+    heads = model.config.num_kv_heads
+    assert key.sharding.shard_shape(key.shape)[2] == (heads if heads % ways else heads // ways)
     with sharding.sharding_context(mesh, rules):
-        out = np.asarray(logits(model.params, np.full((1, 2), last, np.int32)))
+        out = _logits(model, last)
     assert np.isfinite(out[..., last]).all() and (out[..., last + 1 :] < -1e29).all()
+    np.testing.assert_allclose(out, expected, atol=1e-5, rtol=0)
+    assert np.ptp(expected[..., : vocab.size]) > 1
 
 
 # ------------------------------------------------------------------------------------------------ grow
@@ -204,124 +222,6 @@ def test_an_imported_directory_is_no_run_to_continue(imported, tmp_path):
     data = TextData(load_model(imported).vocabulary)
     with pytest.raises(UserError, match="holds parameters only"):
         loop.train(run_config(""), str(tmp_path / "ckpt"), data, jax.devices()[:1])
-
-
-# ------------------------------------------------------------------------------------------------ bad files
-
-DOWN = "model.layers.1.mlp.down_proj.weight"
-
-
-def truncate(directory):
-    for path in directory.glob("*.safetensors"):
-        file = SafetensorsFile(path)
-        if "model.layers.1.mlp.up_proj.weight" in file.shapes:
-            last = list(file.shapes)[-1]
-            os.truncate(path, path.stat().st_size - 8)
-            return f"cut off inside tensor {last}"
-    raise AssertionError
-
-
-def edit_header(change):
-    def edit(directory):
-        for path in directory.glob("*.safetensors"):
-            raw = path.read_bytes()
-            length = int.from_bytes(raw[:8], "little")
-            header = json.loads(raw[8 : 8 + length])
-            if DOWN in header:
-                message = change(header)
-                text = json.dumps(header).encode()
-                path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
-                return message
-        raise AssertionError
-
-    return edit
-
-
-def mislabel(header):
-    header[DOWN]["dtype"] = "F16"
-    return f"tensor {DOWN} has .* bytes, but F16"
-
-
-def reshape(header):
-    header[DOWN]["shape"] = header[DOWN]["shape"][::-1]
-    return f"tensor {DOWN} has shape"
-
-
-def remove(header):
-    del header[DOWN]
-    return f"the index says that .* holds {DOWN}, and it does not"
-
-
-def add_bias(directory):
-    path = directory / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["model.layers.0.self_attn.q_proj.bias"] = next(iter(index["weight_map"].values()))
-    path.write_text(json.dumps(index))
-    return "q_proj.bias has no place"
-
-
-def no_file(directory):
-    next(directory.glob("*.safetensors")).unlink()
-    return "which holds .*, is missing"
-
-
-def not_finite(directory):
-    path = sorted(directory.glob("*.safetensors"))[0]
-    raw = bytearray(path.read_bytes())
-    raw[-4:] = np.float32(np.nan).tobytes()
-    path.write_bytes(raw)
-    return f"tensor {list(SafetensorsFile(path).shapes)[-1]} holds values that are not finite"
-
-
-def not_safetensors(directory):
-    sorted(directory.glob("*.safetensors"))[0].write_bytes(b"PK\x03\x04" + b"x" * 100)
-    return "is no safetensors file"
-
-
-def swap_tokens(directory):
-    path = directory / "added_tokens.json"
-    added = json.loads(path.read_text())
-    one, two = "<\U0001f5e3\ufe0f7>", "<\U0001f5e3\ufe0f8>"
-    added[one], added[two] = added[two], added[one]
-    path.write_text(json.dumps(added))
-    return f"should be '{one}' of the speech codes, and the files say '{two}'"
-
-
-def fewer_rows(directory):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 500}))
-    return "counts 500 vocabulary rows"
-
-
-def scaled_rope(directory):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": {"type": "linear"}}))
-    return "rotary scaling 'linear'"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        edit_header(mislabel),
-        edit_header(reshape),
-        edit_header(remove),
-        add_bias,
-        no_file,
-        not_finite,
-        not_safetensors,
-        swap_tokens,
-        fewer_rows,
-        scaled_rope,
-    ],
-)
-def test_a_bad_file_is_named_and_nothing_is_left_behind(llama, tmp_path, damage):
-    directory = copy_of(llama, tmp_path)
-    message = damage(directory)
-    with pytest.raises(UserError, match=message) as caught:
-        import_hf(directory, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_what_exists_is_never_overwritten(llama, imported):

@@ -1,6 +1,7 @@
 """The launch scripts: clean by shellcheck, exact in what they would run; they ask before they cost money."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +9,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anygpt_jax.training import ending
+
 ROOT = Path(__file__).parents[1]
 TPU = ROOT / "launch" / "gcloud" / "tpu.sh"
 JOBSET = ROOT / "launch" / "gke" / "jobset.sh"
 RECORDED = Path(__file__).parent / "recorded"
 PLACE = ["--name=pod", "--project=my-project", "--zone=us-east5-a", "--bucket=my-bucket"]
+TRAIN = [
+    "--",
+    "--config=configs/pretrain.py",
+    "--workdir=gs://my-bucket/run",
+    "--config.data.dir=bucket/it's packed",
+]
 COMMANDS = [
     ["create", *PLACE, "--type=v4-128"],
     ["create", *PLACE, "--type=v5litepod-64", "--queued", "--spot"],
     ["status", *PLACE, "--queued"],
     ["install", *PLACE],
-    ["run", *PLACE, "--", "--config=configs/pretrain.py", "--workdir=gs://my-bucket/run"],
+    ["run", *PLACE, *TRAIN],
     ["logs", *PLACE, "--worker=3"],
     ["stop", *PLACE],
     ["copy", *PLACE, "--from=run", "--to=runs/pod"],
@@ -26,12 +35,6 @@ COMMANDS = [
     ["delete", *PLACE, "--queued"],
 ]
 RUN = ["--name=run", "--image=my-image", "--bucket=my-bucket", "--type=v5litepod-64"]
-TRAIN = [
-    "--",
-    "--config=configs/pretrain.py",
-    "--workdir=gs://my-bucket/run",
-    "--config.data.dir=bucket/it's packed",
-]
 JOBS = [
     ["submit", *RUN, "--slices=2", *TRAIN],
     ["submit", *RUN, "--xpk=my-cluster", *TRAIN],
@@ -51,6 +54,13 @@ def _start(script, command, *arguments, answer="", **environment):
         input=answer,
         env={**names, "TMPDIR": "/tmp", **environment},
     )
+
+
+def _manifest(arguments):
+    """The JobSet that a dry run of submit prints as the input of kubectl."""
+    printed = _start(JOBSET, ["submit", *arguments], "--dry-run").stdout.splitlines()
+    assert printed[0] == "+ kubectl apply -f - <<'YAML'" and printed[-1] == "YAML"
+    return yaml.safe_load("\n".join(printed[1:-1]))
 
 
 def _tpu(command, *arguments, **settings):
@@ -93,14 +103,56 @@ def test_a_dry_run_prints_the_recorded_commands():
     [("v4-128", "tpu-v4-podslice", 16), ("v5litepod-256", "tpu-v5-lite-podslice", 64)],
 )
 def test_the_jobset_asks_for_every_host_of_the_slice(kind, accelerator, hosts):
-    printed = _start(JOBSET, ["submit", *RUN, f"--type={kind}", *TRAIN], "--dry-run").stdout
-    (job,) = yaml.safe_load(printed)["spec"]["replicatedJobs"]
+    (job,) = _manifest([*RUN, f"--type={kind}", *TRAIN])["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert spec["parallelism"] == spec["completions"] == hosts
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == accelerator
     assert pod["containers"][0]["command"][-1] == "--config.data.dir=bucket/it's packed"
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] * hosts == {64: 256, 16: 64}[hosts]
+
+
+def test_a_jobset_begins_again_after_a_lost_host_but_not_after_what_would_repeat():
+    spec = _manifest([*RUN, "--restarts=7", *TRAIN])["spec"]
+    policy, (job,) = spec["failurePolicy"], spec["replicatedJobs"]
+    assert policy["maxRestarts"] == 7
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    job = job["template"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    pod = job["template"]["spec"]
+    assert rule["action"] == "FailJob" and pod["restartPolicy"] == "Never"
+    codes = rule["onExitCodes"]
+    assert codes["containerName"] == pod["containers"][0]["name"] and codes["operator"] == "In"
+    assert codes["values"] == [2, ending.exit_code(_diverge)]  # a UserError's (tests/test_cli.py), and this
+
+
+def _diverge():
+    raise ending.DivergedError("The loss is not finite.")
+
+
+@pytest.mark.parametrize(("script", "command"), [(TPU, COMMANDS[4]), (JOBSET, JOBS[1])])
+def test_the_programs_arguments_arrive_as_they_were_given(script, command):
+    printed = _start(script, command, "--dry-run").stdout
+    (inner,) = [word for word in shlex.split(printed) if word.startswith("--command=")]
+    words = shlex.split(inner.removeprefix("--command="))
+    first = words.index("--coordinator=auto") + 1
+    assert words[first : first + len(TRAIN) - 1] == TRAIN[1:]
+
+
+def test_what_a_dry_run_of_a_jobset_prints_is_what_a_shell_would_send(tmp_path):
+    program = tmp_path / "kubectl"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/sent\ncat >> {tmp_path}/sent\n')
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    printed = _start(JOBSET, JOBS[0], "--dry-run").stdout
+    assert not (tmp_path / "sent").exists()
+    subprocess.run(["bash", "-c", printed.removeprefix("+ ")], env={**os.environ, **environment}, check=True)
+    by_hand = (tmp_path / "sent").read_text()
+    (tmp_path / "sent").unlink()
+    assert _start(JOBSET, JOBS[0], "--yes", **environment).returncode == 0
+    assert (tmp_path / "sent").read_text() == by_hand
+    assert by_hand.startswith("apply -f -\napiVersion: ")
 
 
 def test_what_a_dry_run_prints_is_what_runs(fake_gcloud):
@@ -127,6 +179,10 @@ def test_nothing_is_created_or_deleted_without_a_yes(command, fake_gcloud):
         (["run", *PLACE], "arguments after --"),
         (["launch"], "there is no command launch"),
         (["stop", *PLACE, "--now"], "unknown option --now"),
+        (["logs", *PLACE, "--worker=abc"], "--worker=abc is no host's number"),
+        (["install", *PLACE, "--bucket=gs://b"], "--bucket=gs://b is no bucket's name"),
+        (["copy", *PLACE, "--from=gs://my-bucket/run", "--to=x"], "give the path inside the bucket"),
+        (["create", *PLACE, "--name=My pod", "--type=v4-8"], "--name=My pod is no name"),
     ],
 )
 def test_what_is_missing_is_one_sentence(command, message):
@@ -142,6 +198,12 @@ def test_what_is_missing_is_one_sentence(command, message):
         (["submit", *RUN, "--type=v2-8", *TRAIN], "--type=v2-8 is not known here"),
         (["submit", *RUN], "arguments after --"),
         (["submit", *RUN[:1], *TRAIN], "needs --image=…"),
+        (["submit", *RUN, "--slices=zero", *TRAIN], "--slices=zero is no number of slices"),
+        (["submit", *RUN, "--slices=0", *TRAIN], "--slices=0 is no number of slices"),
+        (["submit", *RUN, "--slices=", *TRAIN], "needs --slices=…"),
+        (["submit", *RUN, "--bucket=gs://b", *TRAIN], "--bucket=gs://b is no bucket's name"),
+        (["submit", *RUN, "--image=a b", *TRAIN], "--image=a b is no image's name"),
+        (["submit", *RUN, *TRAIN, "two\nlines"], "may not hold line breaks"),
     ],
 )
 def test_a_jobset_that_cannot_be_is_one_sentence(command, message):

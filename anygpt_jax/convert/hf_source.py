@@ -14,13 +14,22 @@ from anygpt_jax.convert.tokens import read_json
 
 # What the decoder does; a checkpoint that wants something else cannot be imported.
 _REQUIRED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+# DecoderConfig's sizes and what config.json calls them; none that can be trained is larger than the last.
+_SIZES = {
+    "num_real_rows": "vocab_size",
+    "embed_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+}
+_LARGEST = 1_000_000
 _OUTPUT_TABLE, _INPUT_TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def model_fields(source: str) -> dict[str, Any]:
     """DecoderConfig fields of a directory's config.json, with `num_real_rows` for the vocabulary.
 
-    UserError where a field is missing or the architecture is not LLaMA-2's.
+    UserError where a field is missing or no number, or where the architecture is not LLaMA-2's.
     """
     path = os.path.join(source, "config.json")
     config = read_json(path)
@@ -28,24 +37,44 @@ def model_fields(source: str) -> dict[str, Any]:
         if config.get(name, wanted) != wanted:
             raise UserError(f"{path}: {name} is {config[name]!r}; only {wanted!r} can be imported.")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rotary scaling {rope!r} cannot be imported; LLaMA-2 has none.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{path}: rotary scaling {kind!r} cannot be imported; LLaMA-2 has none.")
-    try:
-        heads = config["num_attention_heads"]
-        return {
-            "num_real_rows": config["vocab_size"],
-            "embed_dim": config["hidden_size"],
-            "num_layers": config["num_hidden_layers"],
-            "num_heads": heads,
-            "num_kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-            "hidden_dim": config["intermediate_size"],
-            "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-            "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-        }
-    except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]}; it is no LLaMA config.") from error
+    fields = {ours: _size(path, config, theirs) for ours, theirs in _SIZES.items()}
+    heads = fields["num_heads"]
+    defaults = {"num_key_value_heads": heads, "head_dim": fields["embed_dim"] // heads}
+    given = defaults | {name: config[name] for name in defaults if config.get(name) is not None}
+    kv_heads, head_dim = _size(path, given, "num_key_value_heads"), _size(path, given, "head_dim")
+    if heads % kv_heads:
+        raise UserError(
+            f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}."
+        )
+    if head_dim % 2:
+        raise UserError(f"{path}: head_dim is {head_dim}; rotary positions need an even number.")
+    theta = config.get("rope_theta") or rope.get("rope_theta") or 10_000.0
+    return fields | {
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rope_theta": _positive(path, "rope_theta", theta),
+        "norm_eps": _positive(path, "rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+    }
+
+
+def _size(path: str, config: dict[str, Any], name: str) -> int:
+    if name not in config:
+        raise UserError(f"{path} has no {name}; it is no LLaMA config.")
+    value = config[name]
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        raise UserError(f"{path}: {name} is {value!r}; it must be a whole number from 1 to {_LARGEST}.")
+    return value
+
+
+def _positive(path: str, name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise UserError(f"{path}: {name} is {value!r}; it must be a positive number.")
+    return float(value)
 
 
 class Weights:
@@ -75,6 +104,8 @@ class Weights:
                 if not isinstance(files, dict):
                     raise UserError(f"{path} has no weight_map.")
                 for name, file in files.items():
+                    if not isinstance(file, str):
+                        raise UserError(f"{path}: the weight_map gives {name} no file's name.")
                     if not os.path.isfile(os.path.join(self._source, file)):
                         raise UserError(f"{self._source}: {file}, which holds {name}, is missing.")
                 return files

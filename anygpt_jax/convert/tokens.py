@@ -16,15 +16,18 @@ TEXT_MODEL, ADDED, SETTINGS = "tokenizer.model", "added_tokens.json", "tokenizer
 PUBLISHED = ("base", "chat")
 
 
-def read_json(path: str) -> Any:
-    """A JSON file's value; UserError if it is missing or damaged."""
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON file's object; UserError if it is missing, damaged or another kind of value."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            value = json.load(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return value
 
 
 def added_tokens(source: str, text_size: int) -> dict[str, int]:
@@ -38,9 +41,12 @@ def added_tokens(source: str, text_size: int) -> dict[str, int]:
         found = read_json(path)
     elif os.path.exists(settings):
         path = settings
-        decoder = read_json(settings).get("added_tokens_decoder", {})
-        found = {entry["content"]: int(number) for number, entry in decoder.items()}
-    if not isinstance(found, dict) or not all(isinstance(number, int) for number in found.values()):
+        decoder = read_json(settings).get("added_tokens_decoder") or {}
+        try:
+            found = {entry["content"]: int(number) for number, entry in decoder.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: added_tokens_decoder is no map of ids to tokens.") from error
+    if not all(type(number) is int and isinstance(token, str) for token, number in found.items()):
         raise UserError(f"{path} is no map of tokens to ids.")
     by_id = sorted((number, token) for token, number in found.items() if number >= text_size)
     for expected, (number, token) in enumerate(by_id, start=text_size):

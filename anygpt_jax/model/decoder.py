@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from anygpt_jax.model import attention
+from anygpt_jax.model import attention, whole_heads
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.model.gathering import divided_halfway
 
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         def heads(name: str, count: int, axis: str) -> jax.Array:
             axes = ("embed", axis, "head_dim")
             out = Projection(c, (c.embed_dim,), (count, c.head_dim), axes, c.embed_dim**-0.5, name=name)(x)
-            return nn.with_logical_constraint(out, ("batch", "length", f"act_{axis}", "head_dim"))
+            return whole_heads.constrain(out, ("batch", "length", f"act_{axis}", "head_dim"))
 
         if self.unrolled:
             joined = heads("query_key_value", c.num_heads + 2 * c.num_kv_heads, "heads")

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from anygpt_jax.model import whole_heads
+
 
 def divided_halfway(weights: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Weights with logical `axes`, constrained to how they are divided between two gathers.
@@ -17,4 +19,4 @@ def divided_halfway(weights: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty or not nn.logical_to_mesh_axes(("embed_halfway",))[0]:
         return weights
     halfway = tuple("embed_halfway" if axis == "embed" else axis for axis in axes)
-    return nn.with_logical_constraint(weights, halfway)
+    return whole_heads.constrain(weights, halfway)

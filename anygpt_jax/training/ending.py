@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from anygpt_jax.checkpoint import JointCheckpoint
 
+DIVERGED = 3  # exit code; not 1, with which JAX ends where another host is lost and which may be restarted
 _NO_SPACE = os.strerror(errno.ENOSPC)
 
 
@@ -32,7 +33,7 @@ class StoppedError(Exception):
 
 
 def exit_code(run: Callable[[], Any]) -> int:
-    """Calls `run`, which trains: 0 when it is done, 1 if it diverged, 128 + signal if it was stopped.
+    """Calls `run`, which trains: 0 when it is done, DIVERGED if it is, 128 + signal if it was stopped.
 
     The reason goes to stderr.
     """
@@ -40,7 +41,7 @@ def exit_code(run: Callable[[], Any]) -> int:
         run()
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return DIVERGED
     except StoppedError as error:
         print(error, file=sys.stderr)
         return 128 + error.signum

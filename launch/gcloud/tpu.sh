@@ -99,11 +99,11 @@ mount_bucket() {
 run() {
   need name project zone
   [ ${#train_arguments[@]} -gt 0 ] || fail "run needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=gs://BUCKET/run"
-  on_workers all "cd anygpt_jax && nohup .venv/bin/python -m anygpt_jax.train --coordinator=auto ${train_arguments[*]} > ~/train.log 2>&1 < /dev/null &"
+  on_workers all "cd anygpt_jax && nohup .venv/bin/python -m anygpt_jax.train --coordinator=auto $(quoted "${train_arguments[@]}") > ~/train.log 2>&1 < /dev/null &"
 }
 
 logs() {
-  need name project zone
+  need name project zone worker
   on_workers "$worker" "tail -n 100 -f ~/train.log"
 }
 
@@ -114,6 +114,7 @@ stop() {
 
 copy() {
   need bucket from to
+  [[ "$from" != *://* ]] || fail "--from=$from is an address; give the path inside the bucket"
   step gcloud storage rsync --recursive "gs://$bucket/$from" "$to"
 }
 
@@ -134,6 +135,8 @@ case "$command" in
   help | --help | -h) usage ;;
   create | status | install | run | logs | stop | copy | delete)
     parse "$@"
+    check_names
+    check worker '0|[1-9][0-9]*' "host's number"
     cd "$(dirname "${BASH_SOURCE[0]}")/../.."
     [ -n "$dry_run" ] || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
     "$command"

@@ -14,11 +14,14 @@ usage: bash launch/gke/jobset.sh COMMAND --name=NAME [options] [-- arguments of 
   delete    end and remove it (asks first); the bucket stays
 
   --image=NAME   or $GKE_IMAGE, of launch/gke/Dockerfile       --slices=N       slices joined into one run (1)
+  --restarts=N   how often it begins again from its newest checkpoint after a host was lost (10); never after a
+                 mistake in the arguments or a diverged loss (exit codes 2 and 3), which would repeat.
+                 With --xpk what xpk does by default. Needs a JobSet controller with failurePolicy.rules.
   --type=TYPE    or $TPU_TYPE: v4-128, v5litepod-64, v5litepod-256, v5p-128, v6e-64
   --bucket=NAME  or $TPU_BUCKET                                --account=NAME   Kubernetes account (default)
   --xpk=CLUSTER  submit and delete through xpk instead of kubectl; the bucket is then a storage of the cluster:
                  xpk storage create --type=gcsfuse --auto-mount=true --mount-point=/anygpt_jax/bucket …
-  --yes (do not ask)  --dry-run (print what would be sent)
+  --yes (do not ask)  --dry-run (print the commands only)
 TEXT
 }
 
@@ -26,8 +29,8 @@ TEXT
 source "$(dirname "${BASH_SOURCE[0]}")/../cloud.sh"
 
 name="" image="${GKE_IMAGE:-}" type="${TPU_TYPE:-}" bucket="${TPU_BUCKET:-}"
-slices=1 account=default xpk="" yes="" dry_run=""
-options="name image type bucket slices account xpk" switches="yes dry-run"
+slices=1 restarts=10 account=default xpk="" yes="" dry_run=""
+options="name image type bucket slices restarts account xpk" switches="yes dry-run"
 
 environment_name() {
   case "$1" in type | bucket) echo " (or \$TPU_${1^^})" ;; image) echo " (or \$GKE_IMAGE)" ;; esac
@@ -65,7 +68,12 @@ metadata:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
-    maxRestarts: 100
+    maxRestarts: $restarts
+    rules:
+      - name: wouldRepeat
+        action: FailJobSet
+        onJobFailureReasons:
+          - PodFailurePolicy
   replicatedJobs:
     - name: slice
       replicas: $slices
@@ -74,6 +82,13 @@ spec:
           parallelism: $hosts
           completions: $hosts
           backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes:
+                  containerName: train
+                  operator: In
+                  values: [2, 3]
           template:
             metadata:
               annotations:
@@ -114,15 +129,16 @@ YAML
 }
 
 submit() {
-  need name image type bucket
+  need name image type bucket slices restarts account
   [ ${#train_arguments[@]} -gt 0 ] || fail "submit needs the program's arguments after --, such as -- --config=configs/pretrain.py --workdir=gs://BUCKET/run"
+  [[ "${train_arguments[*]}" != *[[:cntrl:]]* ]] || fail "the program's arguments may not hold line breaks or tabs"
   slice_of >/dev/null
   confirm "Start $name on $slices slice(s) of $type? They are billed while it runs."
   if [ -n "$xpk" ]; then
     step xpk workload create "--workload=$name" "--cluster=$xpk" "--tpu-type=$type" "--num-slices=$slices" \
-      "--docker-image=$image" "--command=python -m anygpt_jax.train --coordinator=auto ${train_arguments[*]}"
+      "--docker-image=$image" "--command=python -m anygpt_jax.train --coordinator=auto $(quoted "${train_arguments[@]}")"
   else
-    jobset
+    printf '%s\n' "+ kubectl apply -f - <<'YAML'" "$(jobset)" YAML
     [ -n "$dry_run" ] || jobset | kubectl apply -f -
   fi
 }
@@ -153,6 +169,11 @@ case "$command" in
   help | --help | -h) usage ;;
   submit | status | logs | delete)
     parse "$@"
+    check_names
+    check slices '[1-9][0-9]*' "number of slices"
+    check restarts '0|[1-9][0-9]*' "number of restarts"
+    check account '[a-z0-9]([-a-z0-9.]*[a-z0-9])?' "Kubernetes account"
+    check image '[A-Za-z0-9][-A-Za-z0-9._/:@]*' "image's name"
     program=kubectl
     [ -z "$xpk" ] || program=xpk
     [ -n "$dry_run" ] || command -v "$program" >/dev/null || fail "$program is not installed"

@@ -42,17 +42,35 @@ class SafetensorsFile:
         try:
             header = json.loads(raw.decode("utf-8"))
             header.pop("__metadata__", None)
-            entries = {
-                name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            items = header.items()
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{self._path} is no safetensors file: its header is not readable.") from error
         self._first = 8 + length
-        self._entries = entries
+        self._entries = entries = {name: self._entry(name, entry) for name, entry in items}
         for name, entry in entries.items():
             self._check(name, *entry, size)
+        self._check_apart()
         self.shapes = {name: shape for name, (_, shape, _, _) in entries.items()}
+
+    def _entry(self, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+        """Dtype, shape, first byte and end of a tensor, as its header says."""
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._path}: the header's entry of tensor {name} is malformed.") from error
+        if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
+            raise UserError(f"{self._path}: the header's entry of tensor {name} is malformed.")
+        return dtype, shape, start, stop
+
+    def _check_apart(self) -> None:
+        """No byte belongs to two tensors."""
+        end = 0
+        for start, stop, name in sorted(
+            (start, stop, name) for name, (*_, start, stop) in self._entries.items()
+        ):
+            if start < end:
+                raise UserError(f"{self._path}: tensor {name} lies within another; get the file again.")
+            end = stop
 
     def _check(self, name: str, dtype: str, shape: tuple[int, ...], start: int, stop: int, size: int) -> None:
         if dtype not in _KNOWN:
@@ -65,7 +83,7 @@ class SafetensorsFile:
                 f"{self._path}: tensor {name} has {stop - start} bytes, but {dtype} of shape {list(shape)} "
                 f"needs {needed}; get the file again."
             )
-        if start < 0 or self._first + stop > size:
+        if self._first + stop > size:
             raise UserError(
                 f"{self._path} is cut off inside tensor {name} ({size} bytes instead of at least "
                 f"{self._first + stop}); get the file again."
