@@ -48,7 +48,10 @@ class OnMesh:
 
 
 class OnDividedMesh(OnMesh):
-    """The same for large codecs: two axes split their batches, and one of them their large matrices, too."""
+    """The same for large codecs: two axes split their batches, and one of them their large matrices, too.
+
+    Such a class keeps its compiled programs as the cached property `_programs`.
+    """
 
     _axes: tuple[str, ...] = ()
     _weight_axis: str | None = None
@@ -66,7 +69,8 @@ class OnDividedMesh(OnMesh):
             raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
         self.mesh, self._axes = automatic(mesh), axes
         self._weight_axis = weight_axis if weight_axis in axes else None
-        self.__dict__.pop("weights", None)
+        for placed in ("weights", "_programs"):
+            self.__dict__.pop(placed, None)
         return self
 
     @property
@@ -81,3 +85,12 @@ class OnDividedMesh(OnMesh):
         if not self._weight_axis or shape[-1] % self.mesh.shape[self._weight_axis]:
             return self.sharding()
         return self.sharding(*(None,) * (len(shape) - 1), self._weight_axis)
+
+    def gathered(self, params: dict) -> dict:
+        """Inside a program: split matrices whole again on every device. Left to itself the partitioner splits
+        activations by channels instead, at the price of whole batches on every device in between.
+        """
+        if not self._weight_axis:
+            return params
+        whole = self.sharding()
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), params)

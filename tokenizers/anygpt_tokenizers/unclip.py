@@ -85,14 +85,15 @@ def denoise(
     guidance: jax.Array | None,
     level: jax.Array,
     report: Callable[[jax.Array], None] | None = None,
+    gathered: Callable[[dict], dict] = lambda params: params,
 ) -> jax.Array:
     """The latents [B, H, W, C] at the end of the schedule.
 
     Without `guidance` only the conditional prediction is made. `report` is called on the host with the number
-    of every evaluation.
+    of every evaluation, `gathered` on the network's parameters where they are used.
     """
     state = schedules.start(inputs.latents)
-    return evaluations(spec, dtype, params, inputs, state, table, guidance, level, report).latents
+    return evaluations(spec, dtype, params, inputs, state, table, guidance, level, report, gathered).latents
 
 
 def evaluations(
@@ -105,6 +106,7 @@ def evaluations(
     guidance: jax.Array | None,
     level: jax.Array,
     report: Callable[[jax.Array], None] | None = None,
+    gathered: Callable[[dict], dict] = lambda params: params,
 ) -> schedules.State:
     """The state after the evaluations of a table, from any state on; arguments as of `denoise`."""
     unet = UNet(spec.unet, dtype)
@@ -124,7 +126,7 @@ def evaluations(
         index, row = indexed
         x = state.latents if guidance is None else _interleaved(state.latents, state.latents)
         time = jnp.broadcast_to(row.time, len(x))
-        prediction = unet.apply({"params": params["unet"]}, x, time, text, label)
+        prediction = unet.apply({"params": gathered(params["unet"])}, x, time, text, label)
         if guidance is not None:
             prediction = prediction.reshape(rows, 2, *prediction.shape[1:])
             prediction = prediction[:, 0] + guidance * (prediction[:, 1] - prediction[:, 0])
@@ -135,10 +137,16 @@ def evaluations(
     return jax.lax.scan(evaluate, state, (jnp.arange(len(table.time)), table))[0]
 
 
-def generate(spec: UnclipSpec, dtype: jnp.dtype, params: dict, *arguments) -> jax.Array:
+def generate(
+    spec: UnclipSpec,
+    dtype: jnp.dtype,
+    params: dict,
+    *arguments,
+    gathered: Callable[[dict], dict] = lambda params: params,
+) -> jax.Array:
     """Pictures uint8 [B, image_size, image_size, 3]; arguments as of `denoise`. One program, to be jitted."""
-    latents = denoise(spec, dtype, params, *arguments)
-    return to_pixels(VaeDecoder(spec.vae, dtype).apply({"params": params["vae"]}, latents))
+    latents = denoise(spec, dtype, params, *arguments, gathered=gathered)
+    return to_pixels(VaeDecoder(spec.vae, dtype).apply({"params": gathered(params["vae"])}, latents))
 
 
 def abstract_arguments(spec: UnclipSpec, rows: int, steps: int = 20, dtype: str = "bfloat16") -> tuple:
@@ -200,7 +208,7 @@ class UnclipDecoder(OnDividedMesh):
 
     @functools.cached_property
     def _programs(self) -> dict[bool, Callable]:
-        function = functools.partial(generate, self.spec, jnp.dtype(self.dtype))
+        function = functools.partial(generate, self.spec, jnp.dtype(self.dtype), gathered=self.gathered)
         report = lambda index: self._progress(int(index))  # noqa: E731
         return {
             False: jax.jit(function),
