@@ -9,7 +9,7 @@ import pytest
 from anygpt_tokenizers import cli, residual_vq, seanet
 from anygpt_tokenizers.audio_codec import AudioCodec
 from anygpt_tokenizers.audio_training import AudioTraining
-from anygpt_tokenizers.codec import load_codec
+from anygpt_tokenizers.codec import MediaError, load_codec
 from anygpt_tokenizers.media_audio import write_audio
 
 CONFIG = "configs/tokenizers/speech_small.py:dummy"
@@ -84,6 +84,34 @@ def test_a_clip_has_the_same_codes_alone_in_a_batch_and_before_silence(codec):
     for i, codes in enumerate(alone):
         np.testing.assert_array_equal(codes, together[i])
         np.testing.assert_array_equal(codes, padded[i, : len(codes)])
+
+
+def test_samples_that_are_not_sound_get_one_sentence(codec):
+    with pytest.raises(cli.UserError, match=r"shape \[batch, time\], not \[640\]"):
+        codec.encode(noise(640))
+    with pytest.raises(cli.UserError, match=r"not \[1, 640, 2\]"):
+        codec.encode(noise(1, 640, 2))
+    with pytest.raises(cli.UserError, match=r"not \[1, 0\]"):
+        codec.encode(noise(1, 0))
+    broken = noise(2, 640)
+    broken[1, 17] = np.nan
+    with pytest.raises(cli.UserError, match="Sample 17 of row 1"):
+        codec.encode(broken)
+
+
+def test_a_clip_that_cannot_be_encoded_costs_no_other(codec):
+    clips = [noise(640), np.full(700, np.nan), noise(9_000), noise(0), noise(640, 2), noise(1)]
+    codes, refused = codec.encode_usable(clips)
+    assert {index: error.reason for index, error in refused.items()} == {
+        1: "samples that are not finite",
+        3: "no samples",
+        4: "samples of a wrong shape",
+    }
+    for index, one in zip((0, 2, 5), codes, strict=True):
+        np.testing.assert_array_equal(one, codec.encode(clips[index][None])[0])
+    with pytest.raises(MediaError, match="clip 1 of 6: samples that are not finite"):
+        codec.encode_many(clips)
+    assert codec.encode_many([]) == [] and codec.encode_usable([]) == ([], {})
 
 
 def test_long_input_in_chunks_gives_the_codes_of_one_piece(codec, monkeypatch):

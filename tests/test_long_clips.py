@@ -86,7 +86,7 @@ def test_a_stream_names_codes_that_are_not_its_codecs_and_goes_on_as_if_they_had
         stream.push(codes)
 
 
-def test_a_streams_block_divides_its_step_and_its_first_level_exists(codecs):
+def test_a_stream_that_could_not_go_right_is_not_begun(codecs):
     codec = codecs["encodec_causal"]
     for block in (4, 0, 20):
         with pytest.raises(UserError, match="must divide its step of 10"):
@@ -95,6 +95,9 @@ def test_a_streams_block_divides_its_step_and_its_first_level_exists(codecs):
     stream = StreamDecoder(codec, step=10, block=5)
     pieces = [stream.push(codes), stream.finish()]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), codec.decode(codes), atol=1e-6)
+    for lengths in ([3], [3, 0], [3.0, 4.0]):
+        with pytest.raises(UserError, match="2 whole numbers of frames"):
+            StreamDecoder(codec, batch=2, lengths=lengths)
     for first in (-1, 99):
         with pytest.raises(UserError, match=f"first level .* not {first}"):
             StreamDecoder(codec, first=first).push(codes)

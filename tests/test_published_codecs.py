@@ -119,6 +119,16 @@ def test_impossible_input_is_named(codecs):
         codec.encode(wave[0])
 
 
+def test_a_clip_that_cannot_be_encoded_costs_no_other(codecs):
+    codec, wave = codecs["encodec_music"], clip(3 * HOP)[0]
+    broken = np.where(np.arange(len(wave)) == 5, np.inf, wave)
+    codes, refused = codec.encode_usable([broken, wave, wave[:0]])
+    assert list(refused) == [0, 2]
+    np.testing.assert_array_equal(codes, codec.encode(wave[None]))
+    with pytest.raises(UserError, match="clip 0 of 3: samples that are not finite"):
+        codec.encode_many([broken, wave, wave[:0]])
+
+
 def test_bandwidths_are_levels(codecs):
     codec = codecs["encodec_music"]
     assert [codec.levels_for(kbps) for kbps in (1.0, 16.0, 24.0)] == [1, 2, 3]

@@ -8,7 +8,6 @@ train some ten times faster, because no layer runs at the sample rate.
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers import residual_vq, spectral
-from anygpt_tokenizers.codec import Codec, in_batches
-from anygpt_tokenizers.media_audio import read_audio, write_audio
+from anygpt_tokenizers.codec import in_batches
 from anygpt_tokenizers.seanet import SeanetDecoder, SeanetEncoder
+from anygpt_tokenizers.sound_codec import SoundCodec, check_finite
 
 HIGHEST = jax.lax.Precision.HIGHEST
 CONTEXT = 8  # frames of either side that can influence a code: the receptive field, rounded up
@@ -120,7 +119,7 @@ class SeanetCodec(nn.Module):
         return self.decode(self.encode(wave))
 
 
-class AudioCodec(Codec):
+class AudioCodec(SoundCodec):
     """Speech or music at `sample_rate`; samples are float32 [B, T] in [-1, 1].
 
     The codes of a clip don't depend on how much silence follows it in a batch (`exact_when_padded`). Params:
@@ -128,7 +127,6 @@ class AudioCodec(Codec):
     """
 
     type = "seanet"
-    kind = "audio"
     exact_when_padded = True
 
     def __init__(self, config: dict, params: dict):
@@ -158,9 +156,13 @@ class AudioCodec(Codec):
         return decode
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
-        """float32 [B, T] -> int32 [B, ceil(T / hop_length), codebooks]; long input goes through in chunks."""
-        samples = np.asarray(samples, np.float32)
-        frames = max(1, -(-samples.shape[1] // self.hop_length))
+        """float32 [B, T] -> int32 [B, ceil(T / hop_length), codebooks]; long input goes through in chunks.
+
+        UserError if the samples are impossible.
+        """
+        samples = self.checked_shape(samples)
+        check_finite(samples)
+        frames = -(-samples.shape[1] // self.hop_length)
         pieces = []
         for start in range(0, frames, CHUNK):
             stop = min(frames, start + CHUNK)
@@ -185,9 +187,10 @@ class AudioCodec(Codec):
         return np.clip(waves[:, : frames * self.hop_length], -1.0, 1.0)
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
-        """Encodes waves of any lengths, similar lengths together."""
+        """Encodes waves of any lengths, similar lengths together; MediaError names one that can't be."""
+        self.check_clips(items)
         groups: dict[int, list[int]] = {}
-        counts = [max(1, -(-len(item) // self.hop_length)) for item in items]
+        counts = [-(-len(item) // self.hop_length) for item in items]
         for index, count in enumerate(counts):
             groups.setdefault(_round_up(count, BUCKET) if count <= CHUNK else count, []).append(index)
         results: list[np.ndarray] = [None] * len(items)
@@ -198,12 +201,6 @@ class AudioCodec(Codec):
             for row, index in zip(self.encode(batch), members, strict=True):
                 results[index] = row[: counts[index]]
         return results
-
-    def read_file(self, path: str | os.PathLike) -> np.ndarray:
-        return read_audio(path, self.sample_rate)
-
-    def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
-        write_audio(samples, path, self.sample_rate)
 
 
 def _round_up(value: int, multiple: int) -> int:

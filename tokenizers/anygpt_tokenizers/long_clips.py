@@ -93,11 +93,11 @@ class StreamDecoder:
         block: frames that the convolutions take at a time; `step` must be a multiple.
         lengths: [batch], where each row ends, if that is known beforehand.
 
-        UserError: a codec that can't be streamed, a block that doesn't divide the step.
+        UserError: a codec that can't be streamed, a block that doesn't divide the step, impossible lengths.
         """
         self.codec = codec
         self.seen = 0
-        self._lengths = np.full(batch, OPEN_END) if lengths is None else np.asarray(lengths, np.int64)
+        self._lengths = _stream_lengths(lengths, batch)
         self._ended = False
         self._first = first
         self._levels: int | None = None  # of a frame; the first codes tell
@@ -172,6 +172,14 @@ class StreamDecoder:
         wave = np.asarray(self._sound(place(window), near, place(lengths)))
         self._features.advance(count)
         return wave[:, : count * self.codec.hop_length]
+
+
+def _stream_lengths(lengths: np.ndarray | None, batch: int) -> np.ndarray:
+    """`lengths` [batch] in frames, open ends where there are none; UserError if they are impossible."""
+    lengths = np.full(batch, OPEN_END) if lengths is None else np.asarray(lengths)
+    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu" or (lengths < 1).any():
+        raise UserError(f"`lengths` are {batch} whole numbers of frames from 1 on, not {lengths.tolist()}.")
+    return lengths.astype(np.int64)
 
 
 def nearby(start: int, lengths: np.ndarray, unit: int) -> tuple[np.int32, np.ndarray]:

@@ -8,7 +8,6 @@ back end.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,18 +15,17 @@ import numpy as np
 
 from anygpt_tokenizers import published_programs as programs
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import Codec
 from anygpt_tokenizers.long_clips import StreamDecoder, encode_long
-from anygpt_tokenizers.media_audio import read_audio, write_audio
 from anygpt_tokenizers.meshes import OnMesh
 from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.sound_codec import SoundCodec, check_finite
 
 BLOCK = 50  # frames that the convolutions take at a time; lengths are padded to a multiple
 WHOLE = 3000  # frames up to which a clip is one program, and the pieces of longer ones
 ROWS = 32  # clips in one call of a program
 
 
-class PublishedCodec(OnMesh, Codec):
+class PublishedCodec(OnMesh, SoundCodec):
     """A SEANet codec with published weights; samples are float32 [B, T], nominally in [-1, 1].
 
     Where the codec has several channels, samples are [B, T, channels] here and wherever [B, T] is written.
@@ -38,8 +36,6 @@ class PublishedCodec(OnMesh, Codec):
       channels: of the sound.
       module: the Flax module.
     """
-
-    kind = "audio"
 
     def __init__(self, config: dict, params: dict):
         super().__init__(config, params)
@@ -109,8 +105,10 @@ class PublishedCodec(OnMesh, Codec):
         """Clips [T] of any lengths -> int32 [frames, last] each; similar lengths go together.
 
         `last` levels are used, all `num_codebooks` by default. Clips of more than one program go alone, so
-        that memory is set by the longest.
+        that memory is set by the longest. MediaError names a clip that can't be encoded; `encode_usable`
+        encodes the others.
         """
+        self.check_clips(items)
         results: list[np.ndarray] = [None] * len(items)
         order = sorted(range(len(items)), key=lambda index: len(items[index]))
         whole = [index for index in order if len(items[index]) <= WHOLE * self.hop_length]
@@ -145,12 +143,6 @@ class PublishedCodec(OnMesh, Codec):
             )
         return self.checked_range(codes, first, start)
 
-    def read_file(self, path: str | os.PathLike) -> np.ndarray:
-        return read_audio(path, self.sample_rate, self.channels)
-
-    def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
-        write_audio(samples, path, self.sample_rate)
-
     def program(self, function: Callable, *static) -> Callable:
         """`function(module, weights, *arrays, *static)` compiled, as a function of the arrays."""
         key = (function, static)
@@ -165,21 +157,11 @@ class PublishedCodec(OnMesh, Codec):
     def _checked_samples(
         self, samples: np.ndarray, lengths: Sequence[int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        samples = np.asarray(samples, np.float32)
-        wanted = "[batch, time]" if self.channels == 1 else f"[batch, time, {self.channels}]"
-        if samples.ndim < 2 or samples.shape[2:] != self._channel_axis or samples.size == 0:
-            raise UserError(f"This codec encodes samples of shape {wanted}, not {list(samples.shape)}.")
+        samples = self.checked_shape(samples)
         lengths = checked_lengths(lengths, *samples.shape[:2], "samples")
         samples = silent_after(samples, lengths)
-        if not np.isfinite(samples).all():
-            row, time = np.argwhere(~np.isfinite(samples))[0][:2]
-            raise UserError(f"Sample {time} of row {row} is not a finite number.")
+        check_finite(samples)
         return samples, lengths
-
-    @property
-    def _channel_axis(self) -> tuple[int, ...]:
-        """What the shape of samples has after [B, T]."""
-        return (self.channels,) if self.channels > 1 else ()
 
     def _is_whole(self, frames: int) -> bool:
         """Whether clips of `frames` are one program; UserError if they must be and can't."""
