@@ -5,6 +5,8 @@ With libtpu installed it compiles for real slices, with JAX's CUDA plugin for GP
 
 import functools
 import importlib.util
+import json
+import os
 import runpy
 import subprocess
 import sys
@@ -242,6 +244,40 @@ def test_what_the_compiler_refuses_is_said_with_a_knob():
     with pytest.raises(DoesNotFit, match=r"try --config.optimizer.accumulation=4096") as refused:
         check_train_step(config, "v5e:1x1")
     assert not refused.value.report["fits"]
+
+
+def command(*arguments, **sizes):
+    """The command on a config whose model is the test's; `sizes` as data__batch_size=4."""
+    fields = {"model.preset": "dummy", "model.head_dim": 128, "model.remat_policy": "full"}
+    fields |= {"model.loss_tile": 128, **{name.replace("__", "."): value for name, value in sizes.items()}}
+    line = [sys.executable, "-m", "anygpt_jax.compile_check", f"--config={PRETRAIN}", *arguments]
+    line += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+@needs_libtpu
+def test_the_command_on_the_plain_config_compiles_for_64_chips_and_writes_what_it_found(tmp_path):
+    files = f"--hlo={tmp_path}/step.txt", f"--json={tmp_path}/reports.json"
+    done = command("--topology=v5e:8x8", *files)
+    assert done.returncode == 0, done.stderr
+    assert "64 devices (data 2 × fsdp 32 × tensor 1), 512 rows of 4608 tokens" in done.stdout
+    assert "GiB: fits" in done.stdout and "Source Location Trace" not in done.stderr
+    (report,) = json.loads((tmp_path / "reports.json").read_text())
+    assert report["fits"] and report["devices"] == 64 and report["topology"] == "v5e:8x8"
+    assert 0 < report["mfu"] < 1 and report["argument_bytes"] > 0
+    text = (tmp_path / "step.txt").read_text()
+    assert text.startswith("HloModule") and hlo.cost_of(text).cycles == report["cycles"]
+
+
+@needs_libtpu
+def test_the_command_exits_with_1_where_the_memory_is_too_small(tmp_path):
+    sizes = {"data__batch_size": 4096, "pack__seq_len": 4096, "optimizer__accumulation": 1, "mesh__fsdp": 1}
+    done = command("--topology=v5e:1x1", f"--json={tmp_path}/reports.json", **sizes)
+    assert done.returncode == 1, done.stderr
+    assert "DOES NOT FIT; try --config.optimizer.accumulation=4096" in done.stdout
+    (report,) = json.loads((tmp_path / "reports.json").read_text())
+    assert not report["fits"] and report["advice"] == "--config.optimizer.accumulation=4096"
 
 
 @needs_libtpu
