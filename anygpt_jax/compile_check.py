@@ -13,6 +13,7 @@ not in it. XLA:GPU estimates no cycles, so for GPUs nothing is predicted.
 """
 
 import json
+import os
 
 import jax
 from absl import flags
@@ -43,6 +44,9 @@ def main(positional: list[str]) -> int:
         raise cli.UserError("Give a config, such as --config=configs/pretrain.py:v5e-64.")
     if not _TOPOLOGY.value:
         raise cli.UserError("Give at least one topology, such as --topology=v5e:8x8.")
+    for flag in (_HLO, _JSON):
+        if flag.value and not _can_be_written(flag.value):
+            raise cli.UserError(f"--{flag.name}={flag.value} cannot be written; give a file's path.")
     jax.config.update("jax_platforms", "cpu")  # the plugins are to compile, not to look for devices
     reports = []
     for topology in _TOPOLOGY.value:
@@ -57,6 +61,12 @@ def main(positional: list[str]) -> int:
     if _JSON.value:
         _write(_JSON.value, json.dumps(reports, indent=1) + "\n")
     return 0 if all(report["fits"] for report in reports) else 1
+
+
+def _can_be_written(path: str) -> bool:
+    """Known before minutes of compiling."""
+    there = path if os.path.exists(path) else os.path.dirname(path) or "."
+    return os.access(there, os.W_OK) and os.path.isdir(there) == (there != path)
 
 
 def _write(path: str, text: str) -> None:

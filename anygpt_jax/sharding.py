@@ -114,11 +114,16 @@ def check_divisible(
 
 def check_slices(slices: int, rules: Rules) -> None:
     """UserError if rules divide parameters over an axis that crosses the network between slices."""
-    if slices > 1 and "data" in _embed_axes(rules):
+    if slices > 1 and divides_over_data(rules):
         raise UserError(
             f"config.rules divide parameters over data, which joins {slices} slices, so every layer would be "
             "gathered over the network between them; for several slices take sharding.DEFAULT_RULES."
         )
+
+
+def divides_over_data(rules: Rules) -> bool:
+    """Whether parameters are divided over the data axis, too (else each of its parts holds them all)."""
+    return "data" in _embed_axes(rules)
 
 
 def _embed_axes(rules: Rules) -> tuple[str, ...]:

@@ -41,3 +41,35 @@ def test_help_prints_the_programs_own_text_and_flags(module, flag):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"python -m {module}" in done.stdout and flag in done.stdout
+
+
+def _platforms(tmp_path, **variables):
+    """What JAX would look for, and what it finds, behind an entry point where libtpu is a package."""
+    (tmp_path / "libtpu").mkdir(exist_ok=True)
+    (tmp_path / "libtpu" / "__init__.py").write_text(
+        "def get_library_path(): raise OSError('asked for a TPU')"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
+    program = (
+        "import jax\nfrom anygpt_tokenizers import cli, platforms\n"
+        f"platforms._DEVICE_FILES = ({str(tmp_path)!r} + '/dev/*',)\n"
+        "cli.run(lambda _: print(jax.config.jax_platforms), ['program'])"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {**known, "PYTHONPATH": path, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_where_libtpu_is_only_there_to_compile_no_tpu_is_looked_for(tmp_path):
+    assert _platforms(tmp_path) == "cpu"
+
+
+def test_what_speaks_of_an_accelerator_or_of_a_wish_leaves_jax_as_it_is(tmp_path):
+    assert _platforms(tmp_path, TPU_WORKER_ID="0") == "None"
+    assert _platforms(tmp_path, JAX_PLATFORMS="cuda,cpu") == "cuda,cpu"
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "accel0").touch()
+    assert _platforms(tmp_path) == "None"

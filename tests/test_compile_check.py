@@ -5,15 +5,19 @@ With libtpu installed it compiles for real slices, with JAX's CUDA plugin for GP
 
 import functools
 import importlib.util
+import json
+import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from anygpt_tokenizers.cli import UserError, load_config
 
-from anygpt_jax.compilation import hlo, slices
+from anygpt_jax import sharding, vocabulary
+from anygpt_jax.compilation import decode_check, hlo, slices
 from anygpt_jax.compilation.codec_check import (
     check_seed_encode,
     check_sound,
@@ -21,9 +25,12 @@ from anygpt_jax.compilation.codec_check import (
 )
 from anygpt_jax.compilation.decode_check import check_decode
 from anygpt_jax.compilation.report import DoesNotFit
-from anygpt_jax.compilation.train_check import check_train_step
+from anygpt_jax.compilation.train_check import advice, check_train_step, kernel_flops_of
+from anygpt_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
+PRETRAIN = ROOT / "configs/pretrain.py"
+SLICES = runpy.run_path(str(PRETRAIN))["SLICES"]
 
 PROGRAM = """\
 HloModule jit_step
@@ -128,6 +135,73 @@ def test_an_impossible_node_of_gpus_is_named(topology):
         slices.devices_of(topology)
 
 
+@pytest.mark.parametrize("argument", ["", "stage2", *SLICES])
+def test_the_pretraining_configs_suit_the_devices_that_they_are_for(argument):
+    config = load_config(f"{PRETRAIN}:{argument}" if argument else str(PRETRAIN))
+    rows, length = SLICES.get(argument, {}).get("data.batch_size", 512), 4096 if argument in SLICES else 4608
+    assert (config.data.batch_size, config.pack.seq_len) == (rows, length)
+    devices = {"v5e-256": 256, "8xh100": 8, "h200": 1}.get(argument, 64)
+    fsdp = config.mesh.fsdp
+    mesh = SimpleNamespace(shape={"data": devices // fsdp, "fsdp": fsdp, "tensor": 1})
+    assert config.mesh.data in (-1, mesh.shape["data"])
+    model = loop.model_config(config.model, vocabulary.published("base"))
+    sharding.check_divisible(model, mesh, rows, config.optimizer.accumulation, config.rules)
+
+
+def knob(limit, mesh=(4, 2, 1), state=96, gradients=32, **changes):
+    """What is advised where `limit` bytes can be used; the state's and the gradients' are a device's."""
+    config = dummy()
+    config.model.update(num_kv_heads=4)
+    config.update_from_flattened_dict({"data.batch_size": 64, **changes})
+    model = loop.model_config(config.model, vocabulary.published("base"))
+    mesh = SimpleNamespace(shape=dict(zip(sharding.MESH_AXES, mesh, strict=True)))
+    return advice(config, model, mesh, limit, state, gradients)
+
+
+def test_a_large_state_is_advised_to_be_divided_within_each_slice():
+    assert knob(100) == "--config.mesh.fsdp=8 --config.mesh.data=1"
+    assert knob(100, **{"mesh.slices": 2}) == "--config.mesh.fsdp=4 --config.mesh.data=2"
+
+
+def test_where_state_and_gradients_alone_are_too_large_only_devices_are_advised():
+    undivided = [{"mesh": (1, 8, 1)}, {"mesh.slices": 4}, {"rules": sharding.TWO_STEP_RULES}, {"state": 900}]
+    for changes in undivided:
+        assert knob(100, **{"model.remat_policy": "minimal", **changes}).startswith("more devices in a slice")
+
+
+def test_the_advice_goes_on_while_there_is_a_knob():
+    large = {"limit": 1000, "mesh": (1, 8, 1)}
+    assert knob(**large, **{"model.remat_policy": "minimal"}) == "--config.model.remat_policy=full"
+    assert knob(**large) == "--config.optimizer.accumulation=8"
+    large["optimizer.accumulation"] = 8
+    assert knob(**large, **{"model.loss_tile": 512}) == "--config.model.loss_tile=128"
+    meshes = "--config.mesh.tensor=2 --config.mesh.fsdp=4 --config.optimizer.accumulation=16"
+    assert knob(**large) == meshes
+    assert knob(**{**large, "mesh": (1, 2, 4), "optimizer.accumulation": 32}).startswith("shorter rows")
+
+
+def test_accumulation_does_not_count_as_recomputed_attention():
+    model = loop.model_config(dummy().model, vocabulary.published("base"))
+    once = 2 * 4 * 128 * 256**2 * 4
+    assert kernel_flops_of(model, 4, 256, launches=6) == once * 9
+    assert kernel_flops_of(model, 4, 256, launches=8) == once * 11
+
+
+@pytest.mark.parametrize("topology", ["v5e:8x8", "v5e:2x2*2"])
+def test_a_slice_that_the_sampler_cannot_be_divided_over_is_named(monkeypatch, topology):
+    monkeypatch.setattr(decode_check, "devices_of", lambda _: [None] * 64)
+    with pytest.raises(UserError, match=r"one slice of a divisor of 32 devices"):
+        check_decode(load_config(str(PRETRAIN)), topology, rows=8, length=64)
+
+
+def test_a_file_that_cannot_be_written_is_said_before_compiling(tmp_path):
+    command = [sys.executable, "-m", "anygpt_jax.compile_check", f"--config={PRETRAIN}", "--topology=v5e:2x2"]
+    for flag in [f"--json={tmp_path}", f"--hlo={tmp_path}/missing/step.txt"]:
+        done = subprocess.run([*command, flag], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert done.stderr == f"error: {flag} cannot be written; give a file's path.\n"
+
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
@@ -137,9 +211,9 @@ needs_cuda_plugin = pytest.mark.skipif(
 
 
 def dummy():
-    config = load_config(str(ROOT / "configs/pretrain.py")).unlock()
+    config = load_config(str(PRETRAIN)).unlock()
     config.model.update(preset="dummy", head_dim=128, dtype="bfloat16", remat_policy="full", loss_tile=128)
-    config.data.batch_size, config.pack.seq_len = 4, 256
+    config.data.batch_size, config.pack.seq_len, config.optimizer.accumulation = 4, 256, 1
     config.mesh = {"data": 2, "fsdp": 2, "tensor": 1}
     return config
 
@@ -155,7 +229,7 @@ def test_a_small_model_compiles_for_a_slice_with_splash_attention():
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_a_knob(monkeypatch):
-    chip = slices.Chip(2**20, 197e12, 1.5e9, 819e9)
+    chip = slices.Chip(20 * 2**20, 197e12, 1.5e9, 819e9)
     monkeypatch.setitem(slices.CHIPS, "v5e", chip)
     report, _ = check_train_step(dummy(), "v5e:2x2")
     assert not report["fits"]
@@ -170,6 +244,40 @@ def test_what_the_compiler_refuses_is_said_with_a_knob():
     with pytest.raises(DoesNotFit, match=r"try --config.optimizer.accumulation=4096") as refused:
         check_train_step(config, "v5e:1x1")
     assert not refused.value.report["fits"]
+
+
+def command(*arguments, **sizes):
+    """The command on a config whose model is the test's; `sizes` as data__batch_size=4."""
+    fields = {"model.preset": "dummy", "model.head_dim": 128, "model.remat_policy": "full"}
+    fields |= {"model.loss_tile": 128, **{name.replace("__", "."): value for name, value in sizes.items()}}
+    line = [sys.executable, "-m", "anygpt_jax.compile_check", f"--config={PRETRAIN}", *arguments]
+    line += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+@needs_libtpu
+def test_the_command_on_the_plain_config_compiles_for_64_chips_and_writes_what_it_found(tmp_path):
+    files = f"--hlo={tmp_path}/step.txt", f"--json={tmp_path}/reports.json"
+    done = command("--topology=v5e:8x8", *files)
+    assert done.returncode == 0, done.stderr
+    assert "64 devices (data 2 × fsdp 32 × tensor 1), 512 rows of 4608 tokens" in done.stdout
+    assert "GiB: fits" in done.stdout and "Source Location Trace" not in done.stderr
+    (report,) = json.loads((tmp_path / "reports.json").read_text())
+    assert report["fits"] and report["devices"] == 64 and report["topology"] == "v5e:8x8"
+    assert 0 < report["mfu"] < 1 and report["argument_bytes"] > 0
+    text = (tmp_path / "step.txt").read_text()
+    assert text.startswith("HloModule") and hlo.cost_of(text).cycles == report["cycles"]
+
+
+@needs_libtpu
+def test_the_command_exits_with_1_where_the_memory_is_too_small(tmp_path):
+    sizes = {"data__batch_size": 4096, "pack__seq_len": 4096, "optimizer__accumulation": 1, "mesh__fsdp": 1}
+    done = command("--topology=v5e:1x1", f"--json={tmp_path}/reports.json", **sizes)
+    assert done.returncode == 1, done.stderr
+    assert "DOES NOT FIT; try --config.optimizer.accumulation=4096" in done.stdout
+    (report,) = json.loads((tmp_path / "reports.json").read_text())
+    assert not report["fits"] and report["advice"] == "--config.optimizer.accumulation=4096"
 
 
 @needs_libtpu
@@ -251,6 +359,5 @@ def test_the_recommended_settings_fit_their_gpus(name, devices):
 
 
 def check_recommended(name):
-    path = ROOT / "configs/pretrain.py"
-    topology = runpy.run_path(str(path))["TOPOLOGIES"][name]
-    return check_train_step(load_config(f"{path}:{name}"), topology)[0]
+    topology = runpy.run_path(str(PRETRAIN))["TOPOLOGIES"][name]
+    return check_train_step(load_config(f"{PRETRAIN}:{name}"), topology)[0]

@@ -41,7 +41,7 @@ def test_the_pretraining_config_packs_the_original_samples_and_trains_on_them(tm
     packed, workdir = tmp_path / "packed", tmp_path / "model"
     assert "rows of 4608" in _run("anygpt_jax.pack", f"--tokens={tokens}", f"--out={packed}", text_model)
     small = ["model.preset=dummy", "model.dtype=float32", "steps=2", "log_every=1", "data.batch_size=2"]
-    small += ["mesh.fsdp=1", "data.mixture.mmc4=0", "data.mixture.mls=0"]
+    small += ["mesh.fsdp=1", "optimizer.accumulation=1", "data.mixture.mmc4=0", "data.mixture.mls=0"]
     _run(
         "anygpt_jax.train",
         f"--workdir={workdir}",

@@ -11,9 +11,8 @@ import pytest
 from anygpt_tokenizers import cli
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(
-    r"^    python -m (\S+)(.*?)(?:  +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
-)
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    python -m (\S+)(.*?)(?:  +#.*)?$", README, re.MULTILINE)
 
 
 @functools.cache
@@ -39,3 +38,22 @@ def test_a_command_of_the_readme_can_be_typed(module, arguments):
             functools.reduce(lambda fields, name: fields[name], _config_path(flag), config)
         else:
             assert f"{flag.split('=')[0]}:" in _help(module)
+
+
+def test_the_pod_trains_on_rows_of_the_checked_length_from_grown_weights():
+    pod = README.partition("## On a pod")[2].partition("\n## ")[0]
+    packing, running, checking = (
+        next(line for line in pod.splitlines() if name in line)
+        for name in ("anygpt_jax.pack ", "tpu.sh run ", "anygpt_jax.compile_check ")
+    )
+    named = {re.search(r"--config=(\S+)", line)[1] for line in (packing, running, checking)}
+    assert named == {"configs/pretrain.py:v5e-64"}
+    mixture = cli.load_config(str(ROOT / "configs/pretrain.py") + ":v5e-64").data.mixture
+    assert set(re.findall(r"[=,](\w+)=\w", packing.partition("--tokens")[2])) == set(mixture)
+    for path in ("gs://BUCKET/stage0", "gs://BUCKET/packed"):
+        assert f" {path}\n" in pod  # is filled
+    assert "--config.init_from=gs://BUCKET/stage0" in running
+    assert "--config.data.dir=bucket/packed" in running
+    for line in README.splitlines():
+        if "anygpt_jax.train" in line and "configs/pretrain.py" in line:
+            assert "--config.init_from=" in line

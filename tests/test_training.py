@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData, small_vocabulary
+from test_packing import pack
 
 from anygpt_jax import allocator, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
@@ -278,7 +279,18 @@ def test_a_bucket_needs_its_extra(monkeypatch):
 
 def test_packed_data_in_a_bucket_have_to_be_mounted():
     with pytest.raises(UserError, match=r"gs://bucket/packed is an address, .*mount the bucket"):
-        loop.open_data("gs://bucket/packed", {}, 8, 0)
+        loop.open_data("gs://bucket/packed", {}, 8, 0, 32)
+
+
+def test_rows_of_another_length_than_the_config_says_are_refused(tmp_path):
+    pack(tmp_path, [7, 9, 12] * 8)
+    config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=64)
+    sentence = r"packed' have 32 tokens and config.pack.seq_len = 64; .* --config.pack.seq_len=32"
+    with pytest.raises(UserError, match=sentence):
+        loop.train(config, str(tmp_path / "run"), devices=one_device())
+    assert not (tmp_path / "run").exists()
+    config.pack.seq_len, config.steps = 32, 1
+    assert loop.train(config, str(tmp_path / "run"), devices=one_device())["loss"] > 0
 
 
 RUNNER = """

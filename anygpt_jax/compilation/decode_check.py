@@ -1,11 +1,13 @@
 """Compiles the sampler's program for a slice: prefill, then one token per row and step, in a KV cache."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from anygpt_tokenizers.cli import UserError
 
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.compilation.report import NO_ESTIMATE, measure
@@ -24,9 +26,14 @@ def check_decode(config: Any, topology: str, rows: int, length: int) -> tuple[di
     chip = chip_of(topology)
     vocab = vocabulary.published("chat")
     devices = devices_of(topology)
-    mesh = sharding.make_mesh({"tensor": len(devices)}, devices)
     model = loop.model_config(config.model, vocab)
-    sharding.check_divisible(model, mesh, rows)
+    most = math.gcd(*model.tensor_sizes)
+    if "*" in topology or most % len(devices):
+        raise UserError(
+            f"The sampler's heads, tables and MLP would be divided over {len(devices)} devices ({topology}), "
+            f"but it has to be one slice of a divisor of {most} devices for this model: choose a smaller one."
+        )
+    mesh = sharding.make_mesh({"tensor": len(devices)}, devices)
     new_slots = length // 2
     program = Sampler(model, Grammar(vocab))
     program.config, program.unrolled = model, False  # the sampler took what is right for this machine

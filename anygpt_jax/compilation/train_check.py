@@ -60,21 +60,21 @@ def check_train_step(config: Any, topology: str) -> tuple[dict[str, Any], str]:
         )
 
     summary = f"{rows} rows of {length} tokens, attention {model.attention}, remat {model.remat_policy}"
-    state_is_large = _bytes_per_device(abstract) > chip.memory / 2
-    advice = _advice(model, mesh, rows, accumulation, state_is_large)
-    report, cost, text = measure("train", topology, mesh, summary, advice, compile_program)
+    state, gradients = _bytes_per_device(abstract), _bytes_per_device(abstract.params)
+    knob = advice(config, model, mesh, chip.memory * chip.usable, state, gradients)
+    report, cost, text = measure("train", topology, mesh, summary, knob, compile_program)
     report |= {
         "rows": rows,
         "tokens_per_row": length,
         "attention": model.attention,
         "remat_policy": model.remat_policy,
-        **_predicted(model, chip, mesh, cost, rows, length),
+        **_predicted(model, chip, mesh, cost, rows, length, accumulation),
     }
     return report, text
 
 
 def _predicted(
-    model: DecoderConfig, chip: Chip, mesh: Mesh, cost: Cost, rows: int, length: int
+    model: DecoderConfig, chip: Chip, mesh: Mesh, cost: Cost, rows: int, length: int, accumulation: int
 ) -> dict[str, Any]:
     """How fast the step would be, on each device."""
     flops = model.train_flops_per_token(length) * rows * length / mesh.size
@@ -84,7 +84,7 @@ def _predicted(
             "model_flops": flops,
             "prediction": f"at least {least:.3f} s a step for {flops:.3e} model FLOPs; {NO_ESTIMATE}",
         }
-    kernel_flops = _kernel_flops(model, rows, length, cost.kernels) / mesh.size
+    kernel_flops = kernel_flops_of(model, rows, length, cost.kernels / accumulation) / mesh.size
     kernel_seconds = kernel_flops / chip.peak_flops / KERNEL_EFFICIENCY
     step_seconds = cost.cycles / chip.clock + kernel_seconds
     speed, mfu = rows * length / mesh.size / step_seconds, flops / step_seconds / chip.peak_flops
@@ -109,10 +109,11 @@ def _bytes_per_device(abstract: Any) -> int:
     )
 
 
-def _kernel_flops(model: DecoderConfig, rows: int, length: int, launches: int) -> float:
+def kernel_flops_of(model: DecoderConfig, rows: int, length: int, launches: float) -> float:
     """FLOPs of all attention kernels of a step: a forward launch has 2 products, dq 3, dk and dv 4.
 
-    Launches beyond three a layer are the forward pass again.
+    `launches`: for one of the parts that accumulation makes of a batch; beyond three a layer they are the
+    forward pass again.
     """
     if not launches:
         return 0.0
@@ -121,15 +122,33 @@ def _kernel_flops(model: DecoderConfig, rows: int, length: int, launches: int) -
     return model.num_layers * product * (2 * (1 + again) + 3 + 4)
 
 
-def _advice(model: DecoderConfig, mesh: Mesh, rows: int, accumulation: int, state_is_large: bool) -> str:
-    """The knob to turn first."""
-    per_device = math.ceil(rows / sharding.batch_shards(mesh) / accumulation)
-    if state_is_large and mesh.shape["data"] > 1:
-        return f"--config.mesh.fsdp={mesh.shape['fsdp'] * mesh.shape['data']} --config.mesh.data=1"
+def advice(config: Any, model: DecoderConfig, mesh: Mesh, limit: float, state: int, gradients: int) -> str:
+    """The knob to turn first if the step does not fit.
+
+    Args:
+      limit, state, gradients: bytes of a device: that a program may take, of the train state, of the
+        gradients, all of which are there at once when they are clipped.
+    """
+    data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
+    slices, accumulation = config.mesh.get("slices", 1), config.optimizer.accumulation
+    # How many copies of the state a slice holds. Between slices there have to be copies.
+    copies = 1 if sharding.divides_over_data(config.rules) else data // slices
+    fits_divided = (state + gradients) / copies <= limit and model.embed_dim % (fsdp * copies) == 0
+    if state > limit / 2 and copies > 1 and fits_divided:
+        return f"--config.mesh.fsdp={fsdp * copies} --config.mesh.data={slices}"
+    if state + gradients > limit:
+        alone = f"{(state + gradients) / 2**30:.2f} GiB"
+        return f"more devices in a slice: the train state and the gradients alone take {alone} of each"
     if model.remat_policy != "full":
         return "--config.model.remat_policy=full"
+    per_device = config.data.batch_size // (sharding.batch_shards(mesh) * accumulation)
     if per_device > 1:
         return f"--config.optimizer.accumulation={accumulation * per_device}"
     if model.loss_tile > 128:
         return "--config.model.loss_tile=128"
-    return "a larger slice, or --config.mesh.tensor twice as large"
+    if fsdp % 2 == 0 and all(size % (2 * tensor) == 0 for size in model.tensor_sizes):
+        return (
+            f"--config.mesh.tensor={2 * tensor} --config.mesh.fsdp={fsdp // 2} "
+            f"--config.optimizer.accumulation={2 * accumulation}"
+        )
+    return "shorter rows: pack with a smaller --config.pack.seq_len"

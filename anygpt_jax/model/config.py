@@ -82,6 +82,11 @@ class DecoderConfig:
         return (2 * self.num_layers * fan_in) ** -0.5
 
     @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """The sizes that the mesh's tensor axis has to divide."""
+        return self.num_heads, self.num_kv_heads, self.hidden_dim, self.vocab_size
+
+    @property
     def num_matmul_parameters(self) -> int:
         """Parameters that a token meets in a matrix product: all but the input table and the norms."""
         attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)

@@ -51,7 +51,8 @@ def train(
     distributed.preflight(workdir, config)
 
     # ---------------------------------------------------------------- data
-    data = data or open_data(config.data.dir, config.data.mixture, config.data.batch_size, config.seed)
+    source, length = config.data, config.pack.seq_len
+    data = data or open_data(source.dir, source.mixture, source.batch_size, config.seed, length)
     vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
 
     # ---------------------------------------------------------------- model, mesh, optimizer
@@ -160,8 +161,11 @@ def _log_directory(workdir: epath.Path) -> epath.Path:
     return workdir if distributed.is_primary() else workdir / "hosts" / str(jax.process_index())
 
 
-def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> PackedData:
-    """The packed data of a directory; a UserError says where to get some."""
+def open_data(directory: str, mixture: Any, batch_size: int, seed: int, seq_len: int) -> PackedData:
+    """The packed data of a directory; a UserError says where to get some.
+
+    Also if its rows have not `seq_len` tokens: that run would not be the one that compile_check compiled.
+    """
     storage.refuse_address(
         directory,
         "ArrayRecord reads local files: mount the bucket (with gcsfuse, as launch/ does) and give the path "
@@ -172,9 +176,15 @@ def open_data(directory: str, mixture: Any, batch_size: int, seed: int) -> Packe
             f"There is no packed data at {directory!r}; make it with python -m anygpt_jax.pack and give its "
             "directory as --config.data.dir=DIR."
         )
-    return PackedData(
+    data = PackedData(
         directory, dict(mixture) or None, batch_size, seed, jax.process_index(), jax.process_count()
     )
+    if data.seq_len != seq_len:
+        raise UserError(
+            f"The rows of {directory!r} have {data.seq_len} tokens and config.pack.seq_len = {seq_len}; pack "
+            f"with the config that trains, or train with --config.pack.seq_len={data.seq_len}."
+        )
+    return data
 
 
 def model_config(fields: Any, vocabulary: Vocabulary) -> DecoderConfig:
@@ -256,7 +266,7 @@ def _make_evaluation(
     """A function of parameters: mean losses over config.eval.batches batches, named eval/…."""
     if not config.eval.every:
         return lambda params: {}
-    data = open_data(config.eval.dir, {}, config.data.batch_size, seed=0)
+    data = open_data(config.eval.dir, {}, config.data.batch_size, seed=0, seq_len=config.pack.seq_len)
     vocabulary.check(data.vocabulary, here="the training data", there=config.eval.dir)
     eval_step = make_eval_step(model, objective, mesh, config.rules)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from anygpt_tokenizers import platforms
+
 # Name of a config flag → the file that is taken when it is not given.
 _CONFIG_DEFAULTS: dict[str, str | None] = {}
 
@@ -43,6 +45,8 @@ def define_config_flag(name: str = "config", default: str | None = None, help: s
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Parses the flags, calls `main(positional arguments)` and exits; a UserError exits with 2.
 
+    Before, JAX is kept from looking for a TPU that is not there (platforms.py).
+
     Also caught: an unknown flag, an unknown config field, a value of the wrong type. `--help` prints the
     program's docstring and its flags.
     """
@@ -66,6 +70,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
             raise UserError(f"Unknown config field: {_first_line(error)} (see the config file).") from error
         except (TypeError, ValueError, FileNotFoundError) as error:
             raise UserError(f"Unusable config: {_first_line(error)}") from error
+        platforms.skip_absent_tpu()
         status = main(positional)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
