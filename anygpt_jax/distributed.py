@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
@@ -12,16 +13,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from anygpt_tokenizers.cli import UserError
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from anygpt_jax import storage
 
 AUTO = "auto"
 SECONDS = 60  # until hosts that are missing or hang end the run
+_ANSWER_SECONDS = 3  # for the coordination service to say who is missing
+_UNKNOWN = "a host is missing or hangs"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "anygpt_jax")
 _TEXT_BYTES = 1024  # of one host's description when hosts exchange them
 
@@ -33,7 +36,8 @@ def start(coordinator: str | None, num_processes: int | None = None, process_id:
       coordinator: None for a run of one process; "auto" where the cluster says who is there (Cloud TPU, GKE,
         Slurm, Open MPI); else HOST:PORT of process 0, with the other two arguments.
 
-    A host that waits for the others longer than SECONDS ends with one sentence.
+    A host that waits for the others longer than SECONDS ends with one sentence; it cannot say for whom, as
+    JAX's service answers no question before all have come.
 
     Raises:
       UserError: the arguments do not belong together, or the cluster does not say who is there.
@@ -46,7 +50,7 @@ def start(coordinator: str | None, num_processes: int | None = None, process_id:
     whom = f"{num_processes or 'all'} hosts at {coordinator}" if where else "the cluster's hosts"
     try:
         # When jax's own time is over it aborts the process with a stack trace; ours ends first.
-        with _watchdog([f"waiting for {whom}"]):
+        with _watchdog(_Stage(f"waiting for {whom}")):
             jax.distributed.initialize(
                 **where,
                 num_processes=num_processes,
@@ -86,19 +90,79 @@ def on_primary(action: Callable[[], None]) -> None:
 def preflight(workdir: str | os.PathLike, config: Any) -> None:
     """Checks that all hosts run the same thing, compute together and see one working directory.
 
-    UserError on every host, naming the odd one; a host that hangs ends the run after SECONDS.
+    UserError on every host, naming the odd one; a host that hangs ends the run after SECONDS, and is named.
     """
     if jax.process_count() == 1:
         return
-    stage = ["comparing the hosts' versions and configs"]
+    stage = _Stage("the preflight")
     with _watchdog(stage):
+        stage.begin("comparing the hosts' versions and configs")
         _compare(_gather_texts(json.dumps(_description(config))))
-        stage[0] = "adding up ones from all devices"
-        ones = multihost_utils.process_allgather(jnp.ones(jax.local_device_count()))
-        if int(np.sum(ones)) != jax.device_count():
-            raise UserError(f"{int(np.sum(ones))} of {jax.device_count()} devices answered a sum.")
-        stage[0] = f"writing to {workdir}"
+        stage.begin("adding up a number from every device")
+        _check_sum()
+        stage.begin(f"writing to {workdir}")
         _check_shared(storage.locate(workdir))
+
+
+class _Stage:
+    """What is being done, and which hosts have come to it: each leaves a key at the coordination service."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._key: str | None = None
+
+    def begin(self, name: str) -> None:
+        """This host comes to the stage `name`."""
+        self.name, self._key = name, f"anygpt_jax/stage/{next(_STAGES)}/"
+        self._service().key_value_set(f"{self._key}{jax.process_index()}", "here")
+
+    def who_is_missing(self) -> str:
+        """The hosts that did not come, as far as that can be told."""
+        if self._key is None:  # before all are connected the service tells nobody anything
+            return _UNKNOWN
+        try:
+            keys = self._service().key_value_dir_get(self._key)
+        except RuntimeError:  # the host that would answer is gone
+            return _UNKNOWN
+        here = {int(key.rpartition("/")[2]) for key, _ in keys}
+        absent = [str(index) for index in range(jax.process_count()) if index not in here]
+        if not absent:
+            return "every host came to it, and one hangs in it"
+        return f"host{'s' * (len(absent) > 1)} {', '.join(absent)} did not come to it"
+
+    @staticmethod
+    def _service() -> Any:
+        from jax._src import distributed  # no public name gives the connected client
+
+        return distributed.global_state.client
+
+
+_STAGES = itertools.count()  # the same on all hosts, for all go through the same stages
+
+
+def _check_sum() -> None:
+    """Every device has a number of its own and sums those of all; UserError naming a host that is wrong."""
+    count = jax.device_count()
+    numbers = np.arange(1, count + 1, dtype=np.int32)
+    mesh = Mesh(np.asarray(jax.devices()), ("devices",))
+    one_each = NamedSharding(mesh, PartitionSpec("devices"))
+    array = jax.make_array_from_callback((count,), one_each, lambda index: numbers[index])
+
+    def add_up(number: jax.Array) -> jax.Array:
+        return jax.lax.psum(number, "devices")
+
+    # Unchecked: what each device has got is compared here, not taken to be the same.
+    summed = jax.shard_map(
+        add_up, mesh=mesh, in_specs=one_each.spec, out_specs=PartitionSpec(), check_vma=False
+    )
+    found = {int(shard.data[0]) for shard in jax.jit(summed)(array).addressable_shards}
+    expected = str([int(numbers.sum())])
+    for index, text in enumerate(_gather_texts(str(sorted(found)))):
+        if text != expected:
+            raise UserError(
+                f"The devices of host {index} add up the numbers of all {count} to {text}, not {expected}; "
+                "replace that host or its network."
+            )
 
 
 def _description(config: Any) -> dict[str, str]:
@@ -154,15 +218,16 @@ def _check_shared(workdir: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _watchdog(stage: list[str]) -> Iterator[None]:
+def _watchdog(stage: _Stage) -> Iterator[None]:
     """Ends the process when its body takes longer than SECONDS: a collective that hangs cannot be left."""
 
     def give_up():
-        print(
-            f"error: {stage[0]} took over {SECONDS} s; a host is missing or hangs.",
-            file=sys.stderr,
-            flush=True,
-        )
+        found = [_UNKNOWN]
+        # Apart, for the host that would answer may hang itself.
+        asking = threading.Thread(target=lambda: found.append(stage.who_is_missing()), daemon=True)
+        asking.start()
+        asking.join(_ANSWER_SECONDS)
+        print(f"error: {stage.name} took over {SECONDS} s; {found[-1]}.", file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = threading.Timer(SECONDS, give_up)

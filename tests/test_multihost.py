@@ -12,8 +12,10 @@ from pathlib import Path
 import jax
 import multihost_config
 import pytest
+from anygpt_tokenizers.cli import UserError
 from test_packing import pack
 
+from anygpt_jax import distributed
 from anygpt_jax.training import loop
 from anygpt_jax.training.metrics_log import read_metrics
 
@@ -191,3 +193,39 @@ def test_a_host_that_waits_in_vain_ends_with_one_sentence(process_id):
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: waiting for 2 hosts at ") and "a host is missing" in lines[-1]
     assert "Traceback" not in done.stderr and "stack trace" not in done.stderr
+
+
+def test_a_host_that_hangs_before_the_preflight_is_named(tmp_path):
+    address = _free_address()
+
+    def begin(process_id, then):
+        code = (
+            "import time, jax, multihost_config\n"
+            "from anygpt_jax import distributed\n"
+            f"distributed.start('{address}', 3, {process_id})\n"
+            "jax.devices()\n"
+            "distributed.SECONDS = 5\n" + then
+        )
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+        command = [sys.executable, "-c", code]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+    check = f"distributed.preflight({str(tmp_path)!r}, multihost_config.get_config())"
+    processes = [begin(index, "time.sleep(100)" if index == 1 else check) for index in range(3)]
+    try:
+        errors = processes[0].communicate(timeout=120)[1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[0].returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: comparing") and last.endswith("host 1 did not come to it."), errors
+
+
+def test_a_device_that_adds_up_wrongly_is_found(monkeypatch):
+    distributed._check_sum()
+    monkeypatch.setattr(jax.lax, "psum", lambda number, axis: number)
+    with pytest.raises(UserError, match="devices of host 0 add up the numbers of all 8"):
+        distributed._check_sum()

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from anygpt_jax.checkpoint import JointCheckpoint
 
-DIVERGED = 3  # exit code; not 1, with which JAX ends where another host is lost and which may be restarted
+DIVERGED = 3  # exit code; not 1, with which a process ends that another host left, and which may be restarted
 _NO_SPACE = os.strerror(errno.ENOSPC)
 
 
