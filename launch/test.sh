@@ -13,4 +13,4 @@ if [ "${1:-}" = "--parity" ]; then
   exec python -m pytest -n 2 --dist loadfile "$@"
 fi
 setup_environment "test"
-exec python -m pytest -n 2 --dist loadfile -m "not parity and not long" "$@"
+exec python -m pytest -n 2 --dist loadfile -m "not parity and not long and not slow" "$@"
