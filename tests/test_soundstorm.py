@@ -107,6 +107,10 @@ def test_impossible_arguments_are_named(model):
         ((semantic, prompt, [12, 3]), {"mode": "reference"}, "no lengths"),
         ((semantic,), {"mode": "other"}, "'other'"),
         ((semantic,), {"steps": 0}, "step"),
+        ((semantic,), {"dropped": 1.0}, "`dropped`"),
+        ((semantic,), {"dropped": float("nan")}, "`dropped`"),
+        ((semantic + 0.5,), {}, "semantic codes are whole numbers, not float64"),
+        ((semantic, np.where(wrong < CODES, wrong, np.nan)), {}, "prompt codes are whole numbers"),
     ]:
         with pytest.raises(UserError, match=words):
             model.generate(*arguments, **options)
@@ -128,9 +132,15 @@ def test_both_ports_names_give_the_same_model_and_stray_keys_are_named(model, tm
     safetensors.numpy.save_file(state, tmp_path / "older.safetensors")
     again = import_soundstorm(tmp_path / "older.safetensors", tmp_path / "out", heads=2)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), model.params, again.params))
+    zeros, layer = (lambda *shape: np.zeros(shape, np.float32)), "net.conformer.layers."
     for change, words in [
-        ({"extra.weight": np.zeros(2, np.float32)}, "'extra.weight' is not known"),
-        ({"net.heads.0.bias": np.zeros(3, np.float32)}, r"'net.heads.0.bias' has the shape \(3,\)"),
+        ({"extra.weight": zeros(2)}, "'extra.weight' is not known"),
+        ({"net.heads.0.bias": zeros(3)}, r"'net.heads.0.bias' has the shape \(3,\), not \(224,\)"),
+        ({"net.to_logits.2.weight": zeros(7, 32)}, r"\(7, 32\), not \(levels, width, codes\)"),
+        ({f"{layer}0.conv.net.4.conv.weight": zeros(64, 31)}, r"net.4.*31\), not \(channels, 1, kernel\)"),
+        ({f"{layer}1.conv.net.2.weight": zeros(128, 32, 3)}, r"1.conv.net.2.*3\), not \(128, 32, 1\)"),
+        ({f"{layer}1.attn.fn.to_out.weight": zeros(32)}, r"to_out.*\(32,\), not \(32, 32\)"),
+        ({f"{layer}x.post_norm.bias": zeros(32)}, "layers.x.post_norm.bias' is not known"),
     ]:
         safetensors.numpy.save_file({**state, **change}, tmp_path / "wrong.safetensors")
         with pytest.raises(UserError, match=words):

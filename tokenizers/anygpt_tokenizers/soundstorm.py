@@ -51,6 +51,8 @@ class Options:
             raise UserError(f"SoundStorm decodes in mode 'corrected' or 'reference', not {self.mode!r}.")
         if self.steps < 1:
             raise UserError(f"SoundStorm needs at least one step, not {self.steps}.")
+        if not 0 <= self.dropped < 1:
+            raise UserError(f"`dropped` is a share of the codes from 0 to below 1, not {self.dropped}.")
 
 
 class State(NamedTuple):
@@ -73,7 +75,7 @@ def checked(
         raise UserError(
             f"SoundStorm takes semantic codes of shape [batch, frames], not {list(semantic.shape)}."
         )
-    prompt = np.zeros((len(semantic), 0, 1 + spec.levels)) if prompt is None else np.asarray(prompt)
+    prompt = np.zeros((len(semantic), 0, 1 + spec.levels), int) if prompt is None else np.asarray(prompt)
     if prompt.ndim != 3 or prompt.shape[::2] != (len(semantic), 1 + spec.levels):
         raise UserError(
             f"A voice prompt has the shape [{len(semantic)}, frames, {1 + spec.levels}], "
@@ -84,6 +86,8 @@ def checked(
         ("prompt", prompt[..., 0], spec.semantic_size),
         ("prompt", prompt[..., 1:], spec.codebook_size),
     ]:
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"The {name} codes are whole numbers, not {codes.dtype}.")
         wrong = np.argwhere((codes < 0) | (codes >= size))
         if len(wrong):
             place, value = wrong[0].tolist(), codes[tuple(wrong[0])]
