@@ -1,4 +1,6 @@
-"""SoundStorm's decoding, in the original's way and corrected, and its importer."""
+"""SoundStorm's decoding, in the original's way (also as recorded) and corrected, and its importer."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,66 +32,43 @@ def inputs(length: int, prompt: int, rows: int = 2) -> tuple[np.ndarray, np.ndar
     return rng.integers(0, SEMANTIC, (rows, length)), rng.integers(0, SEMANTIC, (rows, prompt, 1 + LEVELS))
 
 
-def originals_way(logits_of, semantic, prompt, steps, greedy, noise):
-    """What the original's generate does, written down in numpy; `noise` is its Gumbel noise of every pass."""
-    rows, start = len(semantic), prompt.shape[1]
-    condition = np.concatenate([prompt[..., 0], semantic], 1)
-    size = condition.shape[1]
-    codes = np.full((rows, size, LEVELS), CODES)
-    codes[:, :start] = prompt[..., 1:]
-    new = np.zeros((rows, size, LEVELS), bool)
-    new[:, start:] = True
-    mask = new.copy()
-    for i in range(steps + 1):
-        keep = int(np.floor(np.cos(np.pi / 2 * i / steps) * size + 1e-12))
-        logits = logits_of(codes, condition)
-        if keep == 0 and greedy:
-            ids = logits.argmax(-1)
-        else:
-            least = np.sort(logits, -1)[..., CODES - int(np.ceil((1 - 0.7) * CODES)), None]
-            logits = np.where(logits < least, -np.inf, logits).astype(np.float32)
-            ids = (logits / np.float32(max(i / steps, 1e-10)) + noise[i]).argmax(-1)
-        codes = np.where(mask, ids, codes)
-        if keep == 0:
-            break
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        share = weights / weights.sum(-1, keepdims=True)
-        doubt = 1 - np.take_along_axis(share, ids[..., None], -1)[..., 0]
-        highest = np.argsort(-doubt.reshape(rows, -1), axis=1, kind="stable")[:, :keep]
-        mask = np.zeros((rows, size * LEVELS), bool)
-        np.put_along_axis(mask, highest, True, 1)
-        mask = mask.reshape(codes.shape)
-        mask[..., 1:] = True
-        mask &= new
-        codes = np.where(mask, CODES, codes)
-    for level in range(1, LEVELS):
-        codes[..., level:] = logits_of(codes, condition).argmax(-1)[..., level:]
-    return np.concatenate([semantic[..., None], codes[:, start:]], -1)
+def recorded() -> dict[str, np.ndarray]:
+    """What tests/fixtures/make_soundstorm_fixture.py wrote."""
+    with np.load(Path(__file__).parent / "fixtures" / "soundstorm.npz") as file:
+        return dict(file)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_the_reference_mode_does_what_the_original_does(model, steps):
-    apply = jax.jit(lambda c, s: model.net.apply({"params": model.weights}, c, s, np.ones(s.shape, bool)))
-    for prompt_size in (0, 5):
-        semantic, prompt = inputs(12, prompt_size)
-        shape = (steps + 1, 2, 12 + prompt_size, LEVELS, CODES)
-        noise = np.random.default_rng(steps).gumbel(size=shape).astype(np.float32)
-        for greedy in (True, False):
-            expected = originals_way(
-                lambda c, s: np.asarray(apply(c, s)), semantic, prompt, steps, greedy, noise
-            )
-            options = Options(steps=steps, greedy=greedy, mode="reference")
-            lengths = np.array([12, 12])
-            arrays = semantic, prompt, lengths, jax.random.key(0), options, noise
-            ours = np.asarray(generate(model.net, model.weights, *arrays))
-            np.testing.assert_array_equal(ours, expected)
-            assert len(np.unique(ours[..., 1:])) > 8
+@pytest.fixture(scope="module")
+def recorded_model(tmp_path_factory) -> SoundStorm:
+    state = {
+        key.removeprefix("state:"): value.astype(np.float32)
+        for key, value in recorded().items()
+        if key.startswith("state:")
+    }
+    folder = tmp_path_factory.mktemp("recorded")
+    safetensors.numpy.save_file(state, folder / "model.safetensors")
+    return import_soundstorm(folder / "model.safetensors", folder / "out", heads=2)
+
+
+@pytest.mark.parametrize("case", [key for key in recorded() if key.startswith("codes:")])
+def test_the_reference_mode_tells_the_codes_that_the_original_told(recorded_model, case):
+    arrays = recorded()
+    steps, start, frames, greedy = map(int, case.split(":")[1:])
+    semantic, prompt = arrays["semantic"][:, :frames], arrays["prompt"][:, :start]
+    uniform = (arrays["noise"][: steps + 1, :, : start + frames].astype(np.float32) + 0.5) / 256
+    noise = -np.log(-np.log(uniform + np.float32(1e-10)) + np.float32(1e-10))
+    options = Options(steps=steps, greedy=bool(greedy), mode="reference")
+    inputs = (part.astype(np.int32) for part in (semantic, prompt, np.full(len(semantic), frames)))
+    net, weights = recorded_model.net, recorded_model.weights
+    codes = np.asarray(generate(net, weights, *inputs, jax.random.key(0), options, noise))
+    np.testing.assert_array_equal(codes, arrays[case])
 
 
 def test_the_schedule_counts_as_the_original_does():
-    assert kept_unknown(3, 12) == [12, 10, 6, 0]  # float32 would make the 6 a 5
+    assert kept_unknown(3, 12) == [12, 10, 6, 0]  # times counted from the start alone would make the 6 a 5
     assert kept_unknown(1, 7) == [7, 0]
-    assert kept_unknown(8, 2) == [2, 1, 1, 1, 1, 1, 0]
+    assert kept_unknown(8, 2) == [2, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert kept_unknown(9, 2) == [2, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # float64 would keep 1 more
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -128,6 +107,10 @@ def test_impossible_arguments_are_named(model):
         ((semantic, prompt, [12, 3]), {"mode": "reference"}, "no lengths"),
         ((semantic,), {"mode": "other"}, "'other'"),
         ((semantic,), {"steps": 0}, "step"),
+        ((semantic,), {"dropped": 1.0}, "`dropped`"),
+        ((semantic,), {"dropped": float("nan")}, "`dropped`"),
+        ((semantic + 0.5,), {}, "semantic codes are whole numbers, not float64"),
+        ((semantic, np.where(wrong < CODES, wrong, np.nan)), {}, "prompt codes are whole numbers"),
     ]:
         with pytest.raises(UserError, match=words):
             model.generate(*arguments, **options)
@@ -149,9 +132,15 @@ def test_both_ports_names_give_the_same_model_and_stray_keys_are_named(model, tm
     safetensors.numpy.save_file(state, tmp_path / "older.safetensors")
     again = import_soundstorm(tmp_path / "older.safetensors", tmp_path / "out", heads=2)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), model.params, again.params))
+    zeros, layer = (lambda *shape: np.zeros(shape, np.float32)), "net.conformer.layers."
     for change, words in [
-        ({"extra.weight": np.zeros(2, np.float32)}, "'extra.weight' is not known"),
-        ({"net.heads.0.bias": np.zeros(3, np.float32)}, r"'net.heads.0.bias' has the shape \(3,\)"),
+        ({"extra.weight": zeros(2)}, "'extra.weight' is not known"),
+        ({"net.heads.0.bias": zeros(3)}, r"'net.heads.0.bias' has the shape \(3,\), not \(224,\)"),
+        ({"net.to_logits.2.weight": zeros(7, 32)}, r"\(7, 32\), not \(levels, width, codes\)"),
+        ({f"{layer}0.conv.net.4.conv.weight": zeros(64, 31)}, r"net.4.*31\), not \(channels, 1, kernel\)"),
+        ({f"{layer}1.conv.net.2.weight": zeros(128, 32, 3)}, r"1.conv.net.2.*3\), not \(128, 32, 1\)"),
+        ({f"{layer}1.attn.fn.to_out.weight": zeros(32)}, r"to_out.*\(32,\), not \(32, 32\)"),
+        ({f"{layer}x.post_norm.bias": zeros(32)}, "layers.x.post_norm.bias' is not known"),
     ]:
         safetensors.numpy.save_file({**state, **change}, tmp_path / "wrong.safetensors")
         with pytest.raises(UserError, match=words):

@@ -51,6 +51,8 @@ class Options:
             raise UserError(f"SoundStorm decodes in mode 'corrected' or 'reference', not {self.mode!r}.")
         if self.steps < 1:
             raise UserError(f"SoundStorm needs at least one step, not {self.steps}.")
+        if not 0 <= self.dropped < 1:
+            raise UserError(f"`dropped` is a share of the codes from 0 to below 1, not {self.dropped}.")
 
 
 class State(NamedTuple):
@@ -73,7 +75,7 @@ def checked(
         raise UserError(
             f"SoundStorm takes semantic codes of shape [batch, frames], not {list(semantic.shape)}."
         )
-    prompt = np.zeros((len(semantic), 0, 1 + spec.levels)) if prompt is None else np.asarray(prompt)
+    prompt = np.zeros((len(semantic), 0, 1 + spec.levels), int) if prompt is None else np.asarray(prompt)
     if prompt.ndim != 3 or prompt.shape[::2] != (len(semantic), 1 + spec.levels):
         raise UserError(
             f"A voice prompt has the shape [{len(semantic)}, frames, {1 + spec.levels}], "
@@ -84,6 +86,8 @@ def checked(
         ("prompt", prompt[..., 0], spec.semantic_size),
         ("prompt", prompt[..., 1:], spec.codebook_size),
     ]:
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"The {name} codes are whole numbers, not {codes.dtype}.")
         wrong = np.argwhere((codes < 0) | (codes >= size))
         if len(wrong):
             place, value = wrong[0].tolist(), codes[tuple(wrong[0])]
@@ -99,9 +103,16 @@ def checked(
 
 
 def kept_unknown(steps: int, total: int) -> list[int]:
-    """How many entries stay unknown after each pass: cos(π/2 · i / steps) of `total`, down to the first 0."""
-    counts = [math.floor(math.cos(math.pi / 2 * i / steps) * total + 1e-12) for i in range(steps + 1)]
-    return counts[: counts.index(0) + 1]
+    """How many of `total` entries stay unknown after each of steps + 1 passes: cos(π/2 · i / steps) of them.
+
+    In float32, with the times counted from the nearer end, as torch.linspace does: the products often lie
+    next to whole numbers, and another rounding keeps one entry less.
+    """
+    index, stride = np.arange(steps + 1), np.float64(np.float32(1) / np.float32(steps))
+    times = np.where(2 * index < steps, stride * index, 1 - stride * (steps - index)).astype(np.float32)
+    angles = times * np.float32(np.pi) / np.float32(2)
+    share = np.cos(angles.astype(np.float64)).astype(np.float32)
+    return (share * np.float32(total)).astype(int).tolist()
 
 
 class SoundStorm:
@@ -210,28 +221,29 @@ def generate(
 
 
 def _first_level_reference(state, new, logits_of, gumbel, options, spec) -> jax.Array:
-    """Codes [B, N, levels] after the passes of the first level, as the original code does them."""
+    """Codes [B, N, levels] after the passes of the first level, as the original code does them.
+
+    Passes that keep nothing unknown leave the mask alone: each tells anew what the first of them told.
+    """
     batch, size, levels = state.codes.shape
-    kept = kept_unknown(options.steps, size)
 
     def one_pass(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
         index, keep = inputs
-        logits = _likely(logits_of(state.codes), options.dropped)
+        all_logits = logits_of(state.codes)
+        logits = _likely(all_logits, options.dropped)
         chosen = _draw(logits, gumbel(index), index / options.steps)
+        if options.greedy:
+            chosen = jnp.where(keep == 0, all_logits.argmax(-1), chosen)
         codes = jnp.where(state.unknown, chosen, state.codes)
         doubt = 1 - jnp.take_along_axis(jax.nn.softmax(logits), chosen[..., None], -1)[..., 0]
         unknown = _rank(doubt.reshape(batch, -1)).reshape(doubt.shape) < keep
         unknown = (unknown | (jnp.arange(levels) > 0)) & new
-        return State(jnp.where(unknown, spec.codebook_size, codes), unknown), None
+        masked = State(jnp.where(unknown, spec.codebook_size, codes), unknown)
+        told = State(codes, state.unknown)
+        return jax.tree.map(lambda a, b: jnp.where(keep > 0, a, b), masked, told), None
 
-    passes = jnp.arange(len(kept) - 1), jnp.asarray(kept[:-1])
-    state, _ = jax.lax.scan(one_pass, state, passes)
-    logits, last = logits_of(state.codes), len(kept) - 1
-    if options.greedy:
-        chosen = logits.argmax(-1)
-    else:
-        chosen = _draw(_likely(logits, options.dropped), gumbel(last), last / options.steps)
-    return jnp.where(state.unknown, chosen, state.codes)
+    passes = jnp.arange(options.steps + 1), jnp.asarray(kept_unknown(options.steps, size))
+    return jax.lax.scan(one_pass, state, passes)[0].codes
 
 
 def _first_level_corrected(state, new, logits_of, gumbel, options, spec) -> jax.Array:

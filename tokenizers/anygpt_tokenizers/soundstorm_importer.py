@@ -61,7 +61,7 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
     for key, value in read_state(Path(ckpt)).items():
         canonical = OLDER.sub(lambda found: f"{found[1]}.{OLDER_NAMES[found[2]]}.", key)
         arrays[canonical], original[canonical] = value, key
-    spec = spec_of(arrays, heads, place)
+    spec = spec_of(arrays, original, heads, place)
     module = SoundStormNet(spec)
     example = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2, spec.levels), (1, 2))]
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example, jnp.ones((1, 2), bool))["params"]
@@ -72,11 +72,14 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
             if key not in arrays:
                 raise UserError(f"{place}: the key {key!r} is missing.")
             shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
-            part = _oriented(arrays[key], path, shape)
-            if part.shape != shape:
+            part, wanted = arrays[key], _original_shape(path, shape)
+            # In these two, only the number of 1s beside the sizes differs between versions of einops.
+            loose = path[-1] in ("conv_scale", "logits_bias") and part.size == np.prod(wanted)
+            if part.shape != wanted and not loose:
                 raise UserError(
-                    f"{place}: {original[key]!r} has the shape {arrays[key].shape}, unlike the others."
+                    f"{place}: {original[key]!r} has the shape {part.shape}, not {wanted} as by the others."
                 )
+            part = (part.transpose() if path[-1] == "kernel" else part).reshape(shape)
             parts.append(part.astype(np.float32))
             used.add(key)
         params[path] = np.stack(parts) if path[0] == "blocks" else parts[0]
@@ -88,25 +91,32 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
     return model
 
 
-def spec_of(arrays: State, heads: int, place: str) -> SoundStormSpec:
-    """The sizes that a checkpoint's arrays have; UserError names an array that is needed and missing."""
+def spec_of(arrays: State, original: dict[str, str], heads: int, place: str) -> SoundStormSpec:
+    """The sizes that a checkpoint's arrays have; UserError names one that is missing or has other axes.
+
+    `original` has the checkpoint's own name of each.
+    """
     first = "net.conformer.layers.0."
     wanted = {
-        "logits": "net.to_logits.2.weight",
-        "semantic": "semantic_token_emb.weight",
-        "query": f"{first}attn.fn.to_q.weight",
-        "up": f"{first}ff1.fn.fn.net.0.weight",
-        "conv": f"{first}conv.ds_conv.conv.weight",
+        "logits": ("net.to_logits.2.weight", "(levels, width, codes)"),
+        "semantic": ("semantic_token_emb.weight", "(codes, width)"),
+        "query": (f"{first}attn.fn.to_q.weight", "(out, width)"),
+        "up": (f"{first}ff1.fn.fn.net.0.weight", "(out, width)"),
+        "conv": (f"{first}conv.ds_conv.conv.weight", "(channels, 1, kernel)"),
     }
-    for key in wanted.values():
+    shape = {}
+    for name, (key, axes) in wanted.items():
         if key not in arrays:
             raise UserError(f"{place}: the key {key!r} is missing, so this is no SoundStorm.")
-    shape = {name: arrays[key].shape for name, key in wanted.items()}
+        shape[name] = arrays[key].shape
+        if len(shape[name]) != axes.count(",") + 1 or not arrays[key].size:
+            raise UserError(f"{place}: {original[key]!r} has the shape {shape[name]}, not {axes}.")
     levels, dim, size = shape["logits"]
     inner = shape["query"][0]
     if inner % heads:
         raise UserError(f"{place}: attention of width {inner} can't have {heads} heads.")
-    depth = 1 + max(int(key.split(".")[3]) for key in arrays if key.startswith("net.conformer.layers."))
+    layers = (re.match(r"net\.conformer\.layers\.(\d+)\.", key, re.ASCII) for key in arrays)
+    depth = 1 + max(int(found[1]) for found in layers if found)
     return SoundStormSpec(
         dim=dim,
         depth=depth,
@@ -133,11 +143,8 @@ def _leaf(path: tuple[str, ...]) -> str:
     return "bias" if path[-1] == "bias" else "weight"
 
 
-def _oriented(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """An original array in our order of axes."""
-    if path[-1] == "kernel":
-        array = array.transpose()  # of a convolution of kernel 1, [1, in, out] is left
-        return array[0] if array.ndim > len(shape) else array
-    if path[-1] in ("conv_scale", "logits_bias"):
-        return array.reshape(shape) if array.size == np.prod(shape) else array
-    return array
+def _original_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an array has in the original; ours is `shape`."""
+    if path[-1] != "kernel":
+        return shape
+    return (*shape[::-1], 1) if path[1] in ("conv_in", "conv_out") else shape[::-1]
