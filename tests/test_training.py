@@ -269,6 +269,18 @@ def test_an_address_of_another_kind_is_no_working_directory():
         loop.train(dummy_config(), "s3://bucket/run", FakeData(), one_device())
 
 
+@pytest.mark.parametrize("name", ["file", "file/run", "/proc/run"])  # not even root may write to the last
+def test_a_working_directory_that_cannot_be_one_is_one_sentence(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used as a directory to write to"):
+        loop.train(dummy_config(), tmp_path / name, FakeData(), one_device())
+
+
+def test_checkpoints_that_would_never_be_saved_cannot_be_kept(tmp_path):
+    with pytest.raises(UserError, match=r"keep_every = 25 is no multiple of config.checkpoint.every = 10"):
+        loop.train(dummy_config(checkpoint__keep_every=25), tmp_path, FakeData(), one_device())
+
+
 def test_a_bucket_needs_its_extra(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))

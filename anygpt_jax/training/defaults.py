@@ -19,7 +19,8 @@ def get_config() -> config_dict.ConfigDict:
     config.steps = 1000
     config.log_every = 10
     # A checkpoint each `every` steps and, with `minutes`, at the first logged step so long after another.
-    # The newest `keep` stay, and for good those of steps that are multiples of `keep_every` (0: of none).
+    # The newest `keep` stay, and for good those of steps that are multiples of `keep_every`, itself one of
+    # `every` (0: of none).
     config.checkpoint = {"every": 500, "minutes": 0.0, "keep": 3, "keep_every": 0}
     # A working directory whose newest parameters a new run starts from: imported, grown, or another run's.
     # Empty: random ones.
