@@ -162,7 +162,10 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_its_end(kind):
 # ------------------------------------------------------------------------------------------- runs
 
 
-def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(tmp_path, capsys):
+@pytest.mark.parametrize(("field", "multiple"), [("skip_spikes", 3.0), ("skip_loss_spikes", 1.5)])
+def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(
+    tmp_path, capsys, field, multiple
+):
     class Data(FakeData):
         def batch(self, step):
             batch = super().batch(step)
@@ -174,12 +177,12 @@ def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(t
 
     def run(name, steps, multiple):
         config = dummy_config(log_every=1, checkpoint__every=steps, steps=steps)
-        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, "skip_spikes": multiple})
+        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, field: multiple})
         loop.train(config, str(tmp_path / name), Data(), one_device())
         return curve(tmp_path / name)
 
     steps = SPIKE_WARMUP + 8
-    unharmed, harmed = run("skipping", steps, 3.0), run("not", steps, 0.0)
+    unharmed, harmed = run("skipping", steps, multiple), run("not", steps, 0.0)
     assert f"step {SPIKE_WARMUP + 6}: skipped" in capsys.readouterr().out
     before, at, after = (unharmed[SPIKE_WARMUP + i]["loss"] for i in (4, 5, 6))
     assert at > 3 * before and after < 1.5 * before

@@ -53,6 +53,8 @@ def get_config() -> config_dict.ConfigDict:
         "clip": 1.0,
         # Updates whose gradient norm is over this multiple of its running mean are left out; 0: none is.
         "skip_spikes": 0.0,
+        # The same of the loss, whose spikes are lower.
+        "skip_loss_spikes": 0.0,
         "accumulation": 1,
     }
 

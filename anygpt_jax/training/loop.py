@@ -295,7 +295,7 @@ def _check(
         return
     loss, grad_norm = float(record["loss"]), float(record["grad_norm"])
     if record["skipped"]:
-        log.note(f"step {step}: skipped, the gradient's norm is {grad_norm:.3g}")
+        log.note(f"step {step}: skipped, the loss is {loss:.3g} and the gradient's norm {grad_norm:.3g}")
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     checkpoint.wait()
