@@ -47,6 +47,20 @@ def curve(workdir):
     ]
 
 
+def newest_step(workdir):
+    """The step of the newest finished checkpoint on a disk."""
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def assert_resumed(before, workdir, step):
+    """A run went on from its checkpoint of `step` and did not start anew.
+
+    What it had logged up to there (`before`: the rows then) still stands, with what the clock decided.
+    """
+    kept = [row for row in before if row["step"] <= step]
+    assert kept and [row for row in read_metrics(str(workdir)) if row["step"] <= step] == kept
+
+
 def one_device():
     return jax.devices()[:1]
 
@@ -224,10 +238,13 @@ def test_the_log_has_losses_per_modality_and_direction_and_speeds(tmp_path):
 def test_a_checkpoint_goes_from_8_to_4_to_1_devices(tmp_path):
     eight, four, one = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 2}, {}
     for count, (mesh, steps) in zip([8, 4, 1], [(eight, 10), (four, 20), (one, 30)], strict=True):
+        before = read_metrics(str(tmp_path))
         config = dummy_config(optimizer__schedule="linear")
         config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, **mesh})
         config.steps = steps
         loop.train(config, str(tmp_path), FakeData(), jax.devices()[:count])
+        if before:
+            assert_resumed(before, tmp_path, steps - 10)
     checkpoint = JointCheckpoint(tmp_path)
     model = loop.model_config(dummy_config().model, small_vocabulary())
     trees = []
@@ -350,6 +367,7 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_
     wait_for_step(killed, tmp_path / "killed", 25)
     killed.kill()
     killed.wait()
+    before, step = read_metrics(str(tmp_path / "killed")), newest_step(tmp_path / "killed")
 
     whole = start_run(tmp_path / "whole")
     terminated = start_run(tmp_path / "killed")
@@ -357,11 +375,14 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_
     terminated.send_signal(signal.SIGTERM)
     message = terminated.communicate()[1]
     assert terminated.returncode == 128 + signal.SIGTERM
-    assert "Stopped by SIGTERM, saved at step" in message
+    assert_resumed(before, tmp_path / "killed", step)
+    before, step = read_metrics(str(tmp_path / "killed")), newest_step(tmp_path / "killed")
+    assert f"Stopped by SIGTERM, saved at step {step}" in message
 
     for process in [start_run(tmp_path / "killed"), whole]:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
+    assert_resumed(before, tmp_path / "killed", step)
     assert len(curve(tmp_path / "whole")) == 12
     assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
     ends = []
