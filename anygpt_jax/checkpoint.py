@@ -62,9 +62,8 @@ class JointCheckpoint:
                 enable_async_checkpointing=True,
             ),
         )
-        self._unrecorded: int | None = None  # the step whose checksums are still to be written
         self._recorder = ThreadPoolExecutor(1)
-        self._recording: Future | None = None
+        self._recording: Future | None = None  # of the newest checkpoint's checksums
 
     def latest_step(self) -> int | None:
         """The newest finished checkpoint; an interrupted save does not count."""
@@ -75,8 +74,13 @@ class JointCheckpoint:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions."""
-        self._record_finished()
+        """Starts saving `state` under its step. `meta` and `data` are JSON values; meta gets the versions.
+
+        A save that still runs is waited for. The checksums are written as soon as this one has ended.
+        """
+        self._manager.wait_until_finished()
+        if self._recording and self._recording.done():
+            self._recording.result()  # raises what went wrong
         training = {"optimizer": state.opt_state, "sums": state.sums, "step": state.step}
         self._manager.save(
             int(state.step),
@@ -87,7 +91,8 @@ class JointCheckpoint:
                 meta=ocp.args.JsonSave({**meta, "step": int(state.step), "versions": package_versions()}),
             ),
         )
-        self._unrecorded = int(state.step)
+        if distributed.is_primary():
+            self._recording = self._recorder.submit(self._record, int(state.step))
 
     def can_resume(self, step: int) -> bool:
         """Whether a checkpoint has what training needs beyond the parameters; an imported one has not."""
@@ -119,7 +124,7 @@ class JointCheckpoint:
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk, with its checksums."""
-        self._record_finished()
+        self._manager.wait_until_finished()
         if self._recording:
             self._recording.result()
 
@@ -134,14 +139,13 @@ class JointCheckpoint:
                 if ".orbax-checkpoint-tmp" in name:
                     shutil.rmtree(self.workdir / CHECKPOINTS / name, ignore_errors=True)
 
-    def _record_finished(self) -> None:
-        """Waits for the running save, as the next one would; the checksums then need no waiting."""
-        if self._unrecorded is None:
-            return
+    def _record(self, step: int) -> None:
+        """Writes a checkpoint's checksums when its save, or one that began since, has ended.
+
+        Runs beside the training. Orbax lets any thread wait, and the waiting needs no other process.
+        """
         self._manager.wait_until_finished()
-        if distributed.is_primary():
-            self._recording = self._recorder.submit(integrity.record, self.workdir, self._unrecorded)
-        self._unrecorded = None
+        integrity.record(self.workdir, step)
 
 
 def write_companions(

@@ -202,7 +202,7 @@ def _check_shared(workdir: epath.Path) -> None:
     probe, token = workdir / ".preflight", str(jax.process_count())
 
     def write() -> None:
-        workdir.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(workdir)
         storage.write_text(probe, token)
 
     on_primary(write)

@@ -6,19 +6,25 @@ workdir/damaged/<step>          a damaged checkpoint that training has set aside
 On a disk the checksum is the file's CRC-32, and all bytes are read to compare it. In a bucket it is the
 CRC-32C that the service keeps with each object: no byte is downloaded to write or to compare it, so an object
 that is missing, cut or overwritten is noticed, while the bytes of one that nobody has touched are in the
-service's care. Of a checkpoint that was copied from a disk to a bucket or back only the sizes are compared. A
-checkpoint without checksums (the process was killed before they were written) counts as whole.
+service's care. Of a checkpoint that was copied from a disk to a bucket or back only the sizes are compared.
+
+A training's checkpoint without checksums (the process was killed before they were written) is read once, and
+counts as whole if that succeeds; an imported one, which never had any, is not looked at.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
 
+import tensorstore as ts
 from etils import epath
 
 from anygpt_jax import storage
 
 CHECKPOINTS, CHECKSUMS, DAMAGED = "checkpoints", "checksums", "damaged"
+_ARRAYS = ("params", "opt_state")
+_JSON_FILES = ("meta/metadata", "data/metadata", *(f"{name}/_METADATA" for name in _ARRAYS))
 _COMMITTED = "commit_success.txt"  # Orbax's last file; in a bucket only this tells a finished checkpoint
 
 
@@ -27,9 +33,13 @@ def record(workdir: str | os.PathLike, step: int) -> None:
     workdir = storage.locate(workdir)
     folder = workdir / CHECKSUMS
     folder.mkdir(exist_ok=True)
-    found = storage.files(workdir / CHECKPOINTS / str(step))
-    sums = {name: [file.size, file.checksum()] for name, file in found.items()}
-    storage.write_text(folder / f"{step}.json", json.dumps(sums))
+    try:
+        found = storage.files(workdir / CHECKPOINTS / str(step))
+        sums = {name: [file.size, file.checksum()] for name, file in found.items()}
+    except FileNotFoundError:
+        sums = None  # a newer save is just removing this checkpoint
+    if sums:
+        storage.write_text(folder / f"{step}.json", json.dumps(sums))
     for name in storage.names(folder):
         if name.endswith(".json") and not (workdir / CHECKPOINTS / name.removesuffix(".json")).is_dir():
             (folder / name).unlink()
@@ -38,11 +48,15 @@ def record(workdir: str | os.PathLike, step: int) -> None:
 def fault(workdir: str | os.PathLike, step: int) -> str | None:
     """What is wrong with a checkpoint, in a few words with the file's name; None if it is whole."""
     workdir = storage.locate(workdir)
-    sums = workdir / CHECKSUMS / f"{step}.json"
-    if not sums.exists():
-        return None
+    path = workdir / CHECKSUMS / f"{step}.json"
+    if not path.exists():
+        return _unreadable(workdir / CHECKPOINTS / str(step))
+    try:
+        sums = json.loads(storage.read_text(path))
+    except ValueError:
+        return f"its checksums in {CHECKSUMS}/{path.name} cannot be read"
     found = storage.files(workdir / CHECKPOINTS / str(step))
-    for name, (size, checksum) in json.loads(storage.read_text(sums)).items():
+    for name, (size, checksum) in sums.items():
         if name not in found:
             return f"{name} is missing"
         if found[name].size != size:
@@ -51,6 +65,40 @@ def fault(workdir: str | os.PathLike, step: int) -> str | None:
         if comparable and found[name].checksum() != checksum:
             return f"{name} has other bytes than were written"
     return None
+
+
+def _unreadable(checkpoint: epath.Path) -> str | None:
+    """What of a training's checkpoint that has no checksums cannot be read; None if all can."""
+    if not (checkpoint / _ARRAYS[-1]).is_dir():
+        return None
+    name = ""
+    try:
+        about = (name for name in storage.files(checkpoint) if "/array_metadatas/" in name)
+        for name in (*_JSON_FILES, *about):
+            json.loads(storage.read_text(checkpoint / name))
+        for name in _ARRAYS:
+            _read_arrays(checkpoint / name)
+    except (OSError, ValueError):
+        return f"it has no checksums, and {name} cannot be read"
+    return None
+
+
+def _read_arrays(item: epath.Path) -> None:
+    """Reads all arrays of an item, one chunk in memory at a time; ValueError where that is impossible."""
+    base = {"driver": "ocdbt", "base": f"{'' if storage.in_bucket(item) else 'file://'}{item}/"}
+    keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
+    names = {key.rpartition("/")[0]: key for key in keys if key.endswith(("/.zarray", "/zarr.json"))}
+    if not names:
+        raise ValueError("there are no arrays")
+    for name, key in names.items():
+        driver = "zarr" if key.endswith(".zarray") else "zarr3"
+        kvstore = {**base, "path": f"{name}/"}
+        array = ts.open({"driver": driver, "kvstore": kvstore}, open=True).result()
+        chunk = array.chunk_layout.read_chunk.shape or ()  # of a scalar it is None
+        starts = (range(0, size, step) for size, step in zip(array.shape, chunk, strict=True))
+        for start in itertools.product(*starts):
+            ends = (min(at + step, size) for at, step, size in zip(start, chunk, array.shape, strict=True))
+            array[tuple(slice(at, end) for at, end in zip(start, ends, strict=True))].read().result()
 
 
 def newest_whole(workdir: str | os.PathLike, steps: Sequence[int]) -> tuple[int | None, dict[int, str]]:
@@ -74,7 +122,7 @@ def set_aside_damaged(workdir: str | os.PathLike) -> list[str]:
         aside.parent.mkdir(exist_ok=True)
         aside.rmtree(missing_ok=True)
         storage.move(workdir / CHECKPOINTS / str(step), aside)
-        (workdir / CHECKSUMS / f"{step}.json").unlink()
+        (workdir / CHECKSUMS / f"{step}.json").unlink(missing_ok=True)
         instead = "training starts anew" if good is None else f"training goes on from step {good}"
         sentences.append(f"Checkpoint {step} is damaged ({wrong}); it was moved to {aside}, and {instead}.")
     return sentences

@@ -56,6 +56,19 @@ def in_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(_GCS)
 
 
+def make_directory(path: epath.Path) -> None:
+    """Makes a directory where it is missing; UserError if it is a file or may not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(path):  # which says so itself when something is written there
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be used as a directory to write to ({error.strerror or error}); give another one."
+        ) from error
+
+
 def names(directory: epath.Path) -> list[str]:
     """The names of what lies directly in a directory; none if it is not there."""
     try:

@@ -1,6 +1,8 @@
 """A damaged checkpoint is named and the one before it is used."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -122,6 +124,77 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run(tmp_path):
     (left / "chunk").write_bytes(bytes(1000))
     _train(tmp_path, 12)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["10", "12"]
+
+
+KILLED_AFTER_A_SAVE = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fake_data import FakeData
+from test_training import dummy_config, one_device
+from anygpt_jax.training import loop
+
+class Data(FakeData):
+    def iterator(self, start_step, prefetch):
+        for batch in super().iterator(start_step, prefetch):
+            if start_step == 25:  # no save begins any more before the end
+                end = time.monotonic() + 20
+                while time.monotonic() < end and not Path({workdir!r}, "checksums", "20.json").exists():
+                    time.sleep(0.05)
+                os.kill(os.getpid(), signal.SIGKILL)
+            start_step += 1
+            yield batch
+
+loop.train(dummy_config(steps=30, checkpoint__every=10), {workdir!r}, Data(), one_device())
+"""
+
+
+def test_a_bit_that_flips_after_a_kill_is_noticed_in_the_newest_checkpoint_too(tmp_path, capsys):
+    script = KILLED_AFTER_A_SAVE.format(tests=os.path.dirname(__file__), workdir=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+    _flip_a_bit(_largest_file(tmp_path, 20))
+    _train(tmp_path)
+    said = capsys.readouterr().err
+    assert "Checkpoint 20 is damaged" in said and "training goes on from step 10" in said
+
+
+def _cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _forget_checksums(workdir):
+    (workdir / "checksums" / f"{STEPS}.json").unlink()
+    return workdir / "checkpoints" / str(STEPS)
+
+
+UNSURE = {
+    "its checksums in checksums/30.json cannot be read": lambda workdir: _cut_in_half(
+        workdir / "checksums" / "30.json"
+    ),
+    "it has no checksums, and (params|opt_state) cannot be read": lambda workdir: _cut_in_half(
+        _forget_checksums(workdir) and _largest_file(workdir, STEPS)
+    ),
+    "it has no checksums, and params cannot be read": lambda workdir: (
+        _forget_checksums(workdir) / "params" / "manifest.ocdbt"
+    ).unlink(),
+    "it has no checksums, and data/metadata cannot be read": lambda workdir: _cut_in_half(
+        _forget_checksums(workdir) / "data" / "metadata"
+    ),
+}
+
+
+def test_what_a_checkpoint_without_readable_checksums_lacks_is_named_and_the_one_before_used(
+    tmp_path, capsys
+):
+    _train(tmp_path)
+    whole = curve(tmp_path)
+    for words, damage in UNSURE.items():
+        damage(tmp_path)
+        assert load_model(tmp_path).step == 20
+        _train(tmp_path)
+        said = capsys.readouterr().err
+        assert re.search(f"Checkpoint 30 is damaged .{words}.*training goes on from step 20", said), said
+        assert curve(tmp_path) == whole
 
 
 def test_a_checkpoint_without_checksums_counts_as_whole(tmp_path):

@@ -48,6 +48,20 @@ def curve(workdir):
     ]
 
 
+def newest_step(workdir):
+    """The step of the newest finished checkpoint on a disk."""
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def assert_resumed(before, workdir, step):
+    """A run went on from its checkpoint of `step` and did not start anew.
+
+    What it had logged up to there (`before`: the rows then) still stands, with what the clock decided.
+    """
+    kept = [row for row in before if row["step"] <= step]
+    assert kept and [row for row in read_metrics(str(workdir)) if row["step"] <= step] == kept
+
+
 def one_device():
     return jax.devices()[:1]
 
@@ -163,7 +177,10 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_its_end(kind):
 # ------------------------------------------------------------------------------------------- runs
 
 
-def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(tmp_path, capsys):
+@pytest.mark.parametrize(("field", "multiple"), [("skip_spikes", 3.0), ("skip_loss_spikes", 1.5)])
+def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(
+    tmp_path, capsys, field, multiple
+):
     class Data(FakeData):
         def batch(self, step):
             batch = super().batch(step)
@@ -175,12 +192,12 @@ def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(t
 
     def run(name, steps, multiple):
         config = dummy_config(log_every=1, checkpoint__every=steps, steps=steps)
-        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, "skip_spikes": multiple})
+        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0, field: multiple})
         loop.train(config, str(tmp_path / name), Data(), one_device())
         return curve(tmp_path / name)
 
     steps = SPIKE_WARMUP + 8
-    unharmed, harmed = run("skipping", steps, 3.0), run("not", steps, 0.0)
+    unharmed, harmed = run("skipping", steps, multiple), run("not", steps, 0.0)
     assert f"step {SPIKE_WARMUP + 6}: skipped" in capsys.readouterr().out
     before, at, after = (unharmed[SPIKE_WARMUP + i]["loss"] for i in (4, 5, 6))
     assert at > 3 * before and after < 1.5 * before
@@ -222,10 +239,13 @@ def test_the_log_has_losses_per_modality_and_direction_and_speeds(tmp_path):
 def test_a_checkpoint_goes_from_8_to_4_to_1_devices(tmp_path):
     eight, four, one = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 2}, {}
     for count, (mesh, steps) in zip([8, 4, 1], [(eight, 10), (four, 20), (one, 30)], strict=True):
+        before = read_metrics(str(tmp_path))
         config = dummy_config(optimizer__schedule="linear")
         config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, **mesh})
         config.steps = steps
         loop.train(config, str(tmp_path), FakeData(), jax.devices()[:count])
+        if before:
+            assert_resumed(before, tmp_path, steps - 10)
     checkpoint = JointCheckpoint(tmp_path)
     model = loop.model_config(dummy_config().model, small_vocabulary())
     trees = []
@@ -268,6 +288,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 def test_an_address_of_another_kind_is_no_working_directory():
     with pytest.raises(UserError, match=r"s3://bucket/run is an address, .*mount it"):
         loop.train(dummy_config(), "s3://bucket/run", FakeData(), one_device())
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "/proc/run"])  # not even root may write to the last
+def test_a_working_directory_that_cannot_be_one_is_one_sentence(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used as a directory to write to"):
+        loop.train(dummy_config(), tmp_path / name, FakeData(), one_device())
+
+
+def test_checkpoints_that_would_never_be_saved_cannot_be_kept(tmp_path):
+    with pytest.raises(UserError, match=r"keep_every = 25 is no multiple of config.checkpoint.every = 10"):
+        loop.train(dummy_config(checkpoint__keep_every=25), tmp_path, FakeData(), one_device())
 
 
 def test_a_bucket_needs_its_extra(monkeypatch):
@@ -347,6 +379,7 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_
     wait_for_step(killed, tmp_path / "killed", 25)
     killed.kill()
     killed.wait()
+    before, step = read_metrics(str(tmp_path / "killed")), newest_step(tmp_path / "killed")
 
     whole = start_run(tmp_path / "whole")
     terminated = start_run(tmp_path / "killed")
@@ -354,11 +387,14 @@ def test_a_killed_run_and_a_terminated_run_continue_bit_for_bit(tmp_path, start_
     terminated.send_signal(signal.SIGTERM)
     message = terminated.communicate()[1]
     assert terminated.returncode == 128 + signal.SIGTERM
-    assert "Stopped by SIGTERM, saved at step" in message
+    assert_resumed(before, tmp_path / "killed", step)
+    before, step = read_metrics(str(tmp_path / "killed")), newest_step(tmp_path / "killed")
+    assert f"Stopped by SIGTERM, saved at step {step}" in message
 
     for process in [start_run(tmp_path / "killed"), whole]:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
+    assert_resumed(before, tmp_path / "killed", step)
     assert len(curve(tmp_path / "whole")) == 12
     assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
     ends = []

@@ -19,7 +19,8 @@ def get_config() -> config_dict.ConfigDict:
     config.steps = 1000
     config.log_every = 10
     # A checkpoint each `every` steps and, with `minutes`, at the first logged step so long after another.
-    # The newest `keep` stay, and for good those of steps that are multiples of `keep_every` (0: of none).
+    # The newest `keep` stay, and for good those of steps that are multiples of `keep_every`, itself one of
+    # `every` (0: of none).
     config.checkpoint = {"every": 500, "minutes": 0.0, "keep": 3, "keep_every": 0}
     # A working directory whose newest parameters a new run starts from: imported, grown, or another run's.
     # Empty: random ones.
@@ -52,6 +53,8 @@ def get_config() -> config_dict.ConfigDict:
         "clip": 1.0,
         # Updates whose gradient norm is over this multiple of its running mean are left out; 0: none is.
         "skip_spikes": 0.0,
+        # The same of the loss, whose spikes are lower.
+        "skip_loss_spikes": 0.0,
         "accumulation": 1,
     }
 

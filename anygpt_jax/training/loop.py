@@ -48,6 +48,7 @@ def train(
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
     workdir = storage.locate(workdir)
+    _check_policy(config.checkpoint)
     distributed.preflight(workdir, config)
 
     # ---------------------------------------------------------------- data
@@ -149,8 +150,17 @@ def train(
     return row
 
 
+def _check_policy(fields: Any) -> None:
+    if fields.keep_every % fields.every:
+        raise UserError(
+            f"config.checkpoint.keep_every = {fields.keep_every} is no multiple of config.checkpoint.every = "
+            f"{fields.every}, so not all of its multiples would be saved; choose one that is."
+        )
+
+
 def _prepare(workdir: epath.Path, data: PackedData, codec_dirs: Any) -> None:
     """What is done once, before any process looks for a checkpoint."""
+    storage.make_directory(workdir)
     write_companions(workdir, data.vocabulary, data.text_tokenizer, codec_dirs)
     for sentence in integrity.set_aside_damaged(workdir):
         print(sentence, file=sys.stderr)
@@ -295,7 +305,7 @@ def _check(
         return
     loss, grad_norm = float(record["loss"]), float(record["grad_norm"])
     if record["skipped"]:
-        log.note(f"step {step}: skipped, the gradient's norm is {grad_norm:.3g}")
+        log.note(f"step {step}: skipped, the loss is {loss:.3g} and the gradient's norm {grad_norm:.3g}")
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     checkpoint.wait()

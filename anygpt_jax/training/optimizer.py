@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from anygpt_tokenizers.cli import UserError
 from optax.contrib import MuonDimensionNumbers, muon
 
-SPIKE_WARMUP = 50  # steps before a gradient norm can count as a spike
-_SPIKE_MEMORY = 0.98  # of the mean norm, per step
+SPIKE_WARMUP = 50  # steps before a gradient norm or a loss can count as a spike
+_SPIKE_MEMORY = 0.98  # of the two means, per step
 
 # The summed axes and the produced axes of each stacked kernel of a layer; axis 0 counts layers.
 _MUON_AXES = {
@@ -41,7 +42,7 @@ def make_schedule(peak: float, steps: int, kind: str, warmup: float, final: floa
 def make_optimizer(config: Any, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation of `config.optimizer` (fields: training/defaults.py) and its learning-rate schedule.
 
-    Weight decay touches matrices only, never norms.
+    Weight decay touches matrices only, never norms. Its `update` takes the batch's loss as `value`.
     """
 
     def schedule(peak: float) -> optax.Schedule:
@@ -67,40 +68,49 @@ def make_optimizer(config: Any, steps: int) -> tuple[optax.GradientTransformatio
     else:
         raise UserError(f"config.optimizer.name = {config.name!r} is neither 'adamw' nor 'muon'.")
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), update)
-    return (skip_spikes(optimizer, config.skip_spikes) if config.skip_spikes else optimizer), rate
+    if config.skip_spikes or config.skip_loss_spikes:
+        optimizer = skip_spikes(optimizer, config.skip_spikes, config.skip_loss_spikes)
+    return optax.with_extra_args_support(optimizer), rate
 
 
 class SpikeState(NamedTuple):
-    """`inner`: the optimizer's; `mean` of the norms so far, decayed and not yet corrected for its start at 0;
-    `count` of the norms in it; whether the last step was `skipped`."""
+    """`inner`: the optimizer's; `means` float32 [2] of the gradient norms and of the losses, decayed and not
+    yet corrected for their start at 0; `count` of the steps in them; whether the last was `skipped`."""
 
     inner: Any
-    mean: jax.Array
+    means: jax.Array
     count: jax.Array
     skipped: jax.Array
 
 
-def skip_spikes(inner: optax.GradientTransformation, multiple: float) -> optax.GradientTransformation:
-    """Leaves out the updates whose gradient norm is over `multiple` times its running mean.
+def skip_spikes(
+    inner: optax.GradientTransformation, norm_multiple: float, loss_multiple: float
+) -> optax.GradientTransformationExtraArgs:
+    """Leaves out the updates whose gradient norm or loss is over its multiple of its running mean; 0: never.
 
-    Parameters and `inner`'s state then stay as they are, and the mean too. The first SPIKE_WARMUP steps are
-    never left out, nor is a norm that is not finite: such a run has to stop.
+    Parameters and `inner`'s state then stay as they are, and the means too. The first SPIKE_WARMUP steps are
+    never left out, nor is what is not finite: such a run has to stop.
     """
+    multiples = np.array([norm_multiple or np.inf, loss_multiple or np.inf], np.float32)
 
     def init(params: Any) -> SpikeState:
-        return SpikeState(inner.init(params), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return SpikeState(inner.init(params), jnp.zeros(2), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
-    def update(gradients: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
-        norm = optax.global_norm(gradients)
-        mean = state.mean / (1 - _SPIKE_MEMORY ** jnp.maximum(state.count, 1))
-        spike = (state.count >= SPIKE_WARMUP) & (norm > multiple * mean) & jnp.isfinite(norm)
+    def update(
+        gradients: Any, state: SpikeState, params: Any = None, *, value: jax.Array, **_: Any
+    ) -> tuple[Any, SpikeState]:
+        seen = jnp.stack([optax.global_norm(gradients), value])
+        means = state.means / (1 - _SPIKE_MEMORY ** jnp.maximum(state.count, 1))
+        spike = (
+            (state.count >= SPIKE_WARMUP) & jnp.any(seen > multiples * means) & jnp.all(jnp.isfinite(seen))
+        )
         updates, after = inner.update(gradients, state.inner, params)
         updates = jax.tree.map(lambda u: jnp.where(spike, jnp.zeros_like(u), u), updates)
         after = jax.tree.map(lambda old, new: jnp.where(spike, old, new), state.inner, after)
-        mean = jnp.where(spike, state.mean, _SPIKE_MEMORY * state.mean + (1 - _SPIKE_MEMORY) * norm)
-        return updates, SpikeState(after, mean, state.count + ~spike, spike)
+        means = jnp.where(spike, state.means, _SPIKE_MEMORY * state.means + (1 - _SPIKE_MEMORY) * seen)
+        return updates, SpikeState(after, means, state.count + ~spike, spike)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_matrix(params: Any) -> Any:

@@ -125,10 +125,11 @@ def compile_train_step(
         gradients, sums = _accumulated(differentiate, state.params, batch, accumulation)
         weight = jnp.maximum(sums.objective[1], 1e-9)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        loss = sums.objective[0] / weight
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         record = {
-            "loss": sums.objective[0] / weight,
+            "loss": loss,
             "grad_norm": optax.global_norm(gradients),
             "learning_rate": learning_rate(state.step),
             "skipped": getattr(opt_state, "skipped", jnp.zeros((), bool)),
