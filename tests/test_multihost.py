@@ -14,6 +14,7 @@ import multihost_config
 import pytest
 from anygpt_tokenizers.cli import UserError
 from test_packing import pack
+from test_training import assert_resumed
 
 from anygpt_jax import distributed
 from anygpt_jax.training import loop
@@ -128,6 +129,7 @@ def test_two_processes_train_like_one_and_one_resumes_what_two_saved(tmp_path, p
         shutil.copytree(together, alone)
         _train_here(alone, packed, devices, steps=30, mesh__fsdp=1)
         assert _losses(alone) == pytest.approx(expected, rel=1e-5)
+        assert_resumed(read_metrics(str(together)), alone, 10)
 
 
 @pytest.mark.long
