@@ -92,7 +92,7 @@ class JointCheckpoint:
             ),
         )
         if distributed.is_primary():
-            self._recording = self._recorder.submit(self._record, int(state.step))
+            self._recording = self._recorder.submit(self._record, int(state.step), self._recording)
 
     def can_resume(self, step: int) -> bool:
         """Whether a checkpoint has what training needs beyond the parameters; an imported one has not."""
@@ -139,11 +139,13 @@ class JointCheckpoint:
                 if ".orbax-checkpoint-tmp" in name:
                     shutil.rmtree(self.workdir / CHECKPOINTS / name, ignore_errors=True)
 
-    def _record(self, step: int) -> None:
+    def _record(self, step: int, before: Future | None) -> None:
         """Writes a checkpoint's checksums when its save, or one that began since, has ended.
 
         Runs beside the training. Orbax lets any thread wait, and the waiting needs no other process.
         """
+        if before:
+            before.result()  # so that what went wrong there is still told when nobody has asked in between
         self._manager.wait_until_finished()
         integrity.record(self.workdir, step)
 
