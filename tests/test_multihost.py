@@ -140,7 +140,9 @@ def test_four_processes_train_like_one_and_resume_their_checkpoint_by_the_clock(
     settings = {"mesh__fsdp": 2, "checkpoint__every": 1000, "checkpoint__minutes": 1e-6}
     _finish(*_start_together(start, together, packed, 4, steps=5, **settings))
     assert len(list((together / "checkpoints").iterdir())) == 3  # the newest of those of every logged step
+    before = read_metrics(str(together))
     _finish(*_start_together(start, together, packed, 4, steps=10, **settings))
+    assert_resumed(before, together, 5)
     assert _losses(together) == pytest.approx(expected[:10], rel=1e-5)
 
 
