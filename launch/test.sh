@@ -2,8 +2,8 @@
 # Sets up the environment and runs the tests.
 # usage: bash launch/test.sh [--parity] [arguments of pytest]
 #   --parity   also installs torch and transformers, and runs the comparisons with the original implementations
-#              and the five tests that take a minute each (whole trainings: killed five times, in four
-#              processes, in two on a bucket, of the two published audio recipes)
+#              and the six tests that take a minute each (whole trainings: killed five times, of two processes that
+#              are killed, in four processes, in two on a bucket, of the two published audio recipes)
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
