@@ -190,19 +190,10 @@ ODD_FILES = [
 ]
 
 
-@pytest.mark.parametrize("damage", ODD_FILES)
-def test_a_file_of_odd_values_is_one_sentence(llama, tmp_path, damage):
-    directory = copy_of(llama, tmp_path)
-    message = damage(directory)
-    with pytest.raises(UserError, match=message) as caught:
-        import_hf(directory, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
+        *ODD_FILES,
         truncate,
         edit_header(mislabel),
         edit_header(reshape),
@@ -215,7 +206,7 @@ def test_a_file_of_odd_values_is_one_sentence(llama, tmp_path, damage):
         fewer_rows,
     ],
 )
-def test_a_bad_file_is_named_and_nothing_is_left_behind(llama, tmp_path, damage):
+def test_a_bad_or_odd_file_is_named_in_one_sentence_and_nothing_is_left_behind(llama, tmp_path, damage):
     directory = copy_of(llama, tmp_path)
     message = damage(directory)
     with pytest.raises(UserError, match=message) as caught:
