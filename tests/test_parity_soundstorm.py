@@ -5,7 +5,9 @@ The package is compared with where it is installed (einops, beartype==0.16.4, an
 """
 
 import importlib.util
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,28 +19,47 @@ from soundstorm_states import random_state
 pytestmark = pytest.mark.parity
 
 
-def test_the_network_is_the_packages(tmp_path):
-    pytest.importorskip("torch")
-    if not all(importlib.util.find_spec(name) for name in ("soundstorm_pytorch", "beartype", "einops")):
-        pytest.skip("the package soundstorm-pytorch isn't installed")
+needs_the_package = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "soundstorm_pytorch", "beartype", "einops")),
+    reason="the package soundstorm-pytorch isn't installed",
+)
+
+
+def both_logits(state: dict, directory: Path, frames: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [2, frames, 7, 20] of the imported network and of the package's, computed in `dtype`."""
     from soundstorm_oracle import logits_of, original_network
 
-    state = random_state()
-    net = original_network(state, heads=2)
-    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
-    model = import_soundstorm(tmp_path / "model.safetensors", tmp_path / "out", heads=2)
+    safetensors.numpy.save_file(state, directory / "model.safetensors")
+    model = import_soundstorm(directory / "model.safetensors", directory / np.dtype(dtype).name, heads=2)
     rng = np.random.default_rng(0)
-    for size in (1, 7, 40):
-        codes, semantic = rng.integers(0, 21, (2, size, 7)), rng.integers(0, 16, (2, size))
-        expected = logits_of(net, state, codes, semantic)
-        valid = jnp.ones(semantic.shape, bool)
-        logits = model.net.apply({"params": model.params}, codes, semantic, valid)
-        assert expected.std() > 0.5
-        difference = np.asarray(logits) - expected
-        # In units of the logits' own size: single entries of torch differ from float64 by 4e-6 of it.
-        assert np.sqrt(np.mean(difference**2)) <= 2e-6 * expected.std()
-        assert np.abs(difference).max() <= 5e-6 * expected.std()
-        assert np.abs(difference).max() <= 2e-6 * np.abs(expected).max()
+    codes, semantic = rng.integers(0, 21, (2, frames, 7)), rng.integers(0, 16, (2, frames))
+    with jax.enable_x64(dtype == np.float64):
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), model.params)
+        logits = model.net.apply({"params": params}, codes, semantic, jnp.ones(semantic.shape, bool))
+    net = original_network(state, heads=2)
+    expected = logits_of(net.double() if dtype == np.float64 else net, state, codes, semantic)
+    assert logits.dtype == expected.dtype == dtype
+    assert expected.std() > 0.5
+    return np.asarray(logits), expected
+
+
+@needs_the_package
+@pytest.mark.parametrize("frames", [1, 7, 40])
+def test_the_packages_own_start_gives_logits_equal_to_2e_6(tmp_path, frames):
+    from soundstorm_oracle import as_initialised
+
+    logits, expected = both_logits(as_initialised(random_state(), heads=2), tmp_path, frames, np.float32)
+    assert np.abs(logits - expected).max() <= 2e-6
+
+
+@needs_the_package
+@pytest.mark.parametrize("frames", [1, 7, 40])
+def test_random_norms_and_biases_give_logits_equal_to_2e_6(tmp_path, frames):
+    logits, expected = both_logits(random_state(), tmp_path, frames, np.float64)
+    assert np.abs(logits - expected).max() <= 2e-6
+    # These logits go up to 8, where a single one that torch computes in float32 errs by up to 1e-5.
+    logits, expected = both_logits(random_state(), tmp_path, frames, np.float32)
+    assert np.sqrt(np.mean((logits - expected) ** 2)) <= 2e-6
 
 
 def test_as_many_entries_stay_unknown_as_in_torch():
