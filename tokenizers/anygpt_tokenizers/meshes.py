@@ -26,12 +26,17 @@ class OnMesh:
 
     mesh: Mesh | None = None
     _axis = ""
+    _made_for_mesh: tuple[str, ...] = ("weights",)  # cached properties that another mesh makes void
 
     def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
         """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
         self.mesh, self._axis = automatic(mesh), axis
-        self.__dict__.pop("weights", None)
+        self._forget_placed()
         return self
+
+    def _forget_placed(self) -> None:
+        for name in self._made_for_mesh:
+            self.__dict__.pop(name, None)
 
     @property
     def batch_devices(self) -> int:
@@ -48,10 +53,7 @@ class OnMesh:
 
 
 class OnDividedMesh(OnMesh):
-    """The same for large codecs: two axes split their batches, and one of them their large matrices, too.
-
-    Such a class keeps its compiled programs as the cached property `_programs`.
-    """
+    """The same for large codecs: two axes split their batches, and one of them their large matrices, too."""
 
     _axes: tuple[str, ...] = ()
     _weight_axis: str | None = None
@@ -69,8 +71,7 @@ class OnDividedMesh(OnMesh):
             raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
         self.mesh, self._axes = automatic(mesh), axes
         self._weight_axis = weight_axis if weight_axis in axes else None
-        for placed in ("weights", "_programs"):
-            self.__dict__.pop(placed, None)
+        self._forget_placed()
         return self
 
     @property

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh
 from PIL import Image
 
 from anygpt_tokenizers.cli import UserError
@@ -33,7 +32,7 @@ from anygpt_tokenizers.codec import (
     rectangular,
 )
 from anygpt_tokenizers.media_image import image_from_array, prepare_image, read_image, write_image
-from anygpt_tokenizers.meshes import OnMesh, automatic
+from anygpt_tokenizers.meshes import OnDividedMesh
 from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.seed_layers import laid_apart
 from anygpt_tokenizers.seed_layout import shapes_of
@@ -47,7 +46,7 @@ PER_PICTURE = {"negative_codes", "latents", "noise", "prompt_embeddings"}  # opt
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
-class SeedCodec(OnMesh, Codec):
+class SeedCodec(OnDividedMesh, Codec):
     """Pictures uint8 [B, S, S, 3] to codes int32 [B, 32, 1], codes to embeddings and, by unCLIP, to pictures.
 
     Params are those of `SeedNet`, as they are stored (they stay on disk until they are used). The decoder is
@@ -60,6 +59,7 @@ class SeedCodec(OnMesh, Codec):
 
     type = "seed2"
     kind = "image"
+    _made_for_mesh = ("weights", "unclip")
 
     def __init__(self, config: dict, params: dict, directory: str | os.PathLike):
         self._describe(config)
@@ -72,8 +72,6 @@ class SeedCodec(OnMesh, Codec):
         self.net = SeedNet(self.spec, self.dtype)
         self.image_size = self.spec.image_size
         self.fixed_frames = self.spec.num_queries
-        self._batch_axes: tuple[str, ...] = ()
-        self._weight_axis: str | None = None
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
@@ -119,23 +117,8 @@ class SeedCodec(OnMesh, Codec):
             )
         decoder = UnclipDecoder.from_pretrained(directory)
         if self.mesh:
-            decoder.on_mesh(self.mesh, self._batch_axes[0], self._weight_axis)
+            decoder.on_mesh(self.mesh, self._axes[0], self._weight_axis)
         return decoder
-
-    def on_mesh(self, mesh: Mesh, axis: str = "data", weight_axis: str = "fsdp") -> Self:
-        """From now on runs with batches split over `mesh`.
-
-        Batches are split over those of the two axes that the mesh has. The weights lie on all devices, except
-        that the large matrices are split over `weight_axis` if there is one, and gathered layer by layer.
-        """
-        batch_axes = tuple(name for name in (axis, weight_axis) if name in mesh.axis_names)
-        if not batch_axes:
-            raise UserError(f"The mesh has the axes {mesh.axis_names}, neither {axis!r} nor {weight_axis!r}.")
-        self.mesh, self._batch_axes = automatic(mesh), batch_axes
-        self._weight_axis = weight_axis if weight_axis in mesh.axis_names else None
-        for placed in ("weights", "unclip"):
-            self.__dict__.pop(placed, None)
-        return self
 
     @functools.cached_property
     def weights(self) -> dict:
@@ -246,23 +229,21 @@ class SeedCodec(OnMesh, Codec):
 
     def _run(self, method: str, batch: np.ndarray) -> np.ndarray:
         """A method of the net on rows of any number, BATCH of them or fewer at a time."""
-        devices = int(np.prod([self.mesh.shape[axis] for axis in self._batch_axes])) if self.mesh else 1
+        devices = self.batch_devices
         outputs = []
         for start in range(0, max(len(batch), 1), BATCH):
             part = batch[start : start + BATCH]
             rows = 1 << max(len(part) - 1, 0).bit_length()  # few shapes, few compilations
             rows = -(-rows // devices) * devices
             padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
-            placed = jax.device_put(padded, self.sharding(self._batch_axes))
-            outputs.append(np.asarray(_apply(self.net, method, self.weights, placed))[: len(part)])
+            output = _apply(self.net, method, self.weights, self.place(padded))
+            outputs.append(np.asarray(output)[: len(part)])
         return np.concatenate(outputs)
 
     def _placed(self, path: tuple, array: np.ndarray) -> jax.Array:
         large = path[0].key in ("vision", "qformer") and path[-1].key == "kernel"
         array = np.asarray(array, self.dtype if large else np.float32)
-        split = large and self._weight_axis and array.shape[-1] % self.mesh.shape[self._weight_axis] == 0
-        axes = (*(None,) * (array.ndim - 1), self._weight_axis) if split else ()
-        return jax.device_put(array, self.sharding(*axes))
+        return jax.device_put(array, self.kernel_sharding(array.shape) if large else self.sharding())
 
 
 class ImageTokenizer:

@@ -173,6 +173,8 @@ class UnclipDecoder(OnDividedMesh):
       dtype: "float32" or "bfloat16", what the networks compute in.
     """
 
+    _made_for_mesh = ("weights", "_programs")
+
     def __init__(self, spec: UnclipSpec, params: dict, dtype: str = "float32"):
         if dtype not in DTYPES:
             raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
