@@ -50,13 +50,24 @@ def train(
     workdir = storage.locate(workdir)
     _check_policy(config.checkpoint)
     distributed.preflight(workdir, config)
-
-    # ---------------------------------------------------------------- data
     source, length = config.data, config.pack.seq_len
     data = data or open_data(source.dir, source.mixture, source.batch_size, config.seed, length)
-    vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
+    run, state, step = _set_up(config, workdir, data, devices)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(disk_space(run.checkpoint))
+        stack.callback(run.log.close)
+        stack.push(make_room(run.checkpoint))  # again: until it is closed, threads may still write
+        stack.callback(run.checkpoint.close)
+        stack.push(make_room(run.checkpoint))
+        return run.steps(state, step, stack.enter_context(StopSignals()))
 
+
+def _set_up(
+    config: Any, workdir: epath.Path, data: PackedData, devices: Sequence[jax.Device] | None
+) -> tuple["_Run", TrainState, int]:
+    """Everything that the loop needs, and the state of the step it begins at."""
     # ---------------------------------------------------------------- model, mesh, optimizer
+    vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
     model = model_config(config.model, vocabulary)
     mesh = sharding.make_mesh(config.mesh, devices)
     accumulation = config.optimizer.accumulation
@@ -96,58 +107,78 @@ def train(
         model.train_flops_per_token(data.seq_len) * math.prod(shape), peak and peak * mesh.size
     )
     log = metrics_log.MetricsLog(_log_directory(workdir), step, config.steps, objective.modalities)
-    row = log.last_row
+    run = _Run(config, data, objective, mesh, train_step, evaluate, checkpoint, meta, rate, log)
+    return run, state, step
 
-    # ---------------------------------------------------------------- loop
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(disk_space(checkpoint))
-        stack.callback(log.close)
-        stack.push(make_room(checkpoint))  # again: until it is closed, threads may still write
-        stack.callback(checkpoint.close)
-        stack.push(make_room(checkpoint))
-        stop = stack.enter_context(StopSignals())
+
+@dataclasses.dataclass
+class _Run:
+    """What the loop of steps works with; `_set_up` makes it."""
+
+    config: Any
+    data: PackedData
+    objective: Objective
+    mesh: Mesh
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[Any], dict[str, float]]
+    checkpoint: JointCheckpoint
+    meta: dict[str, Any]  # what every checkpoint says about itself
+    rate: metrics_log.Rate
+    log: metrics_log.MetricsLog
+
+    def steps(self, state: TrainState, step: int, stop: StopSignals) -> dict[str, float]:
+        """From `step` to the config's last; the last logged row."""
+        config, rate, row = self.config, self.rate, self.log.last_row
         timer = _Timer(config.checkpoint.minutes)
-        batches = data.iterator(step, config.data.prefetch)
+        batches = self.data.iterator(step, config.data.prefetch)
         unchecked = None  # the record of the newest step that has not been looked at
         while step < config.steps:
             with rate.waiting():
-                batch = sharding.put_batch(next(batches), mesh)
-            state, record = train_step(state, batch)
-            _check(unchecked, step, checkpoint, log)  # while the device is at the next step
+                batch = sharding.put_batch(next(batches), self.mesh)
+            state, record = self.train_step(state, batch)
+            _check(unchecked, step, self.checkpoint, self.log)  # while the device is at the next step
             step, unchecked = step + 1, record
             rate.steps += 1
-            log.advance(step)
+            self.log.advance(step)
 
             last = step == config.steps
             log_now = step % config.log_every == 0 or last
             stopping = stop.agreed(step)
             save_now = step % config.checkpoint.every == 0 or last or stopping or (log_now and timer.due())
             if log_now or save_now:
-                _check(unchecked, step, checkpoint, log)
+                _check(unchecked, step, self.checkpoint, self.log)
                 unchecked = None
             if log_now:
-                row = metrics_log.summarise(state.sums, objective.modalities, objective.directions)
-                row |= {name: float(record[name]) for name in ("grad_norm", "learning_rate")}
-                row |= rate.measure(float(state.sums.tokens))
-                if config.eval.every and (step % config.eval.every == 0 or last):
-                    row |= evaluate(state.params)
-                log.write(step, row)
-                # From the host: with one device per process what jax 0.10.2 makes of its own cannot be saved.
-                zeros = jax.device_get(objective.zero_sums())
-                state = state.replace(sums=jax.device_put(zeros, sharding.replicated(mesh)))
-                rate.restart()
+                state, row = self.write_row(state, record, step)
             if save_now:
                 with rate.saving():
-                    log.send()
-                    checkpoint.save(state, meta, {"next_step": step})
+                    self.log.send()
+                    self.checkpoint.save(state, self.meta, {"next_step": step})
                 timer.restart()
             if stopping and not last:
-                checkpoint.wait()
+                self.checkpoint.wait()
                 name = signal.Signals(stopping).name
                 message = f"Stopped by {name}, saved at step {step}; the same command continues from there."
                 raise StoppedError(message, stopping)
-        checkpoint.wait()
-    return row
+        self.checkpoint.wait()
+        return row
+
+    def write_row(
+        self, state: TrainState, record: dict[str, jax.Array], step: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Logs what was added up since the last row: (state with sums of zero, the row)."""
+        config = self.config
+        row = metrics_log.summarise(state.sums, self.objective.modalities, self.objective.directions)
+        row |= {name: float(record[name]) for name in ("grad_norm", "learning_rate")}
+        row |= self.rate.measure(float(state.sums.tokens))
+        if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+            row |= self.evaluate(state.params)
+        self.log.write(step, row)
+        # From the host: with one device per process what jax 0.10.2 makes of its own cannot be saved.
+        zeros = jax.device_get(self.objective.zero_sums())
+        state = state.replace(sums=jax.device_put(zeros, sharding.replicated(self.mesh)))
+        self.rate.restart()
+        return state, row
 
 
 def _check_policy(fields: Any) -> None:
