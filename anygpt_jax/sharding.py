@@ -53,6 +53,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        given = ", ".join(f"{axis} = {size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise UserError(f"config.mesh has {given}; sizes are at least 1, and one axis may be -1.")
     known = int(np.prod([size for size in shape if size != -1]))
     if shape.count(-1) == 1 and len(devices) % known == 0:
         shape = [len(devices) // known if size == -1 else size for size in shape]
@@ -89,6 +92,8 @@ def check_divisible(
 ) -> None:
     """UserError naming the first size that the mesh does not divide: in training also heads, which could be
     whole on every device, but at the price of the memory and the time that the mesh is there to save."""
+    if accumulation < 1:
+        raise UserError(f"config.optimizer.accumulation = {accumulation}; it must be at least 1.")
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     embed = _embed_axes(rules)
     batch = mesh.shape["data"] * fsdp * accumulation

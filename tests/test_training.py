@@ -1,6 +1,5 @@
 """Training: meshes agree, runs repeat bit for bit, weights weigh, and a run that ends early says why."""
 
-import importlib.util
 import itertools
 import os
 import signal
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData, small_vocabulary
-from test_packing import pack
 
 from anygpt_jax import allocator, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
@@ -283,46 +281,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert checkpoint.all_steps() == [10]
     checkpoint.close()
     assert [row["step"] for row in curve(tmp_path)] == [5, 10]
-
-
-def test_an_address_of_another_kind_is_no_working_directory():
-    with pytest.raises(UserError, match=r"s3://bucket/run is an address, .*mount it"):
-        loop.train(dummy_config(), "s3://bucket/run", FakeData(), one_device())
-
-
-@pytest.mark.parametrize("name", ["file", "file/run", "/proc/run"])  # not even root may write to the last
-def test_a_working_directory_that_cannot_be_one_is_one_sentence(tmp_path, name):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used as a directory to write to"):
-        loop.train(dummy_config(), tmp_path / name, FakeData(), one_device())
-
-
-def test_checkpoints_that_would_never_be_saved_cannot_be_kept(tmp_path):
-    with pytest.raises(UserError, match=r"keep_every = 25 is no multiple of config.checkpoint.every = 10"):
-        loop.train(dummy_config(checkpoint__keep_every=25), tmp_path, FakeData(), one_device())
-
-
-def test_a_bucket_needs_its_extra(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
-    with pytest.raises(UserError, match=r"pip install 'anygpt_jax\[gcs\]'"):
-        loop.train(dummy_config(), "gs://not-installed/run", FakeData(), one_device())
-
-
-def test_packed_data_in_a_bucket_have_to_be_mounted():
-    with pytest.raises(UserError, match=r"gs://bucket/packed is an address, .*mount the bucket"):
-        loop.open_data("gs://bucket/packed", {}, 8, 0, 32)
-
-
-def test_rows_of_another_length_than_the_config_says_are_refused(tmp_path):
-    pack(tmp_path, [7, 9, 12] * 8)
-    config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=64)
-    sentence = r"packed' have 32 tokens and config.pack.seq_len = 64; .* --config.pack.seq_len=32"
-    with pytest.raises(UserError, match=sentence):
-        loop.train(config, str(tmp_path / "run"), devices=one_device())
-    assert not (tmp_path / "run").exists()
-    config.pack.seq_len, config.steps = 32, 1
-    assert loop.train(config, str(tmp_path / "run"), devices=one_device())["loss"] > 0
 
 
 RUNNER = """

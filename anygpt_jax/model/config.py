@@ -6,6 +6,7 @@ import dataclasses
 # computed again. minimal: every projection and attention's result, so that only products' neighbours are.
 # save_dots: what jax.checkpoint_policies calls dots with no batch dimensions, on a TPU every projection.
 REMAT_POLICIES = ("none", "minimal", "products", "save_dots", "projections", "save_qkv", "full")
+DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("auto", "einsum", "splash", "cudnn")
 
 
@@ -48,6 +49,13 @@ class DecoderConfig:
     loss_tile: int = 128
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and value <= 0:
+                raise ValueError(f"{field.name} is {value}; it must be above 0")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(DTYPES)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:

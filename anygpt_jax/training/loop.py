@@ -25,7 +25,7 @@ from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
 from anygpt_jax.training import metrics_log
 from anygpt_jax.training.ending import DivergedError, StoppedError, StopSignals, disk_space, make_room
-from anygpt_jax.training.optimizer import make_optimizer
+from anygpt_jax.training.optimizer import as_saved, as_wanted, make_optimizer
 from anygpt_jax.training.state import TrainState, abstract_state, init_state
 from anygpt_jax.training.step import Objective, compile_train_step, make_eval_step
 from anygpt_jax.vocabulary import Vocabulary
@@ -48,7 +48,7 @@ def train(
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
     workdir = storage.locate(workdir)
-    _check_policy(config.checkpoint)
+    _check_numbers(config)
     distributed.preflight(workdir, config)
     source, length = config.data, config.pack.seq_len
     data = data or open_data(source.dir, source.mixture, source.batch_size, config.seed, length)
@@ -181,11 +181,25 @@ class _Run:
         return state, row
 
 
-def _check_policy(fields: Any) -> None:
-    if fields.keep_every % fields.every:
+def _check_numbers(config: Any) -> None:
+    """UserError names a number that makes no training, before anything is written."""
+    policy = config.checkpoint
+    for name, value, least in [
+        ("steps", config.steps, 1),
+        ("log_every", config.log_every, 1),
+        ("checkpoint.every", policy.every, 1),
+        ("checkpoint.keep", policy.keep, 1),
+        ("checkpoint.keep_every", policy.keep_every, 0),
+        ("checkpoint.minutes", policy.minutes, 0),
+        ("eval.every", config.eval.every, 0),
+        ("eval.batches", config.eval.batches, 1),
+    ]:
+        if value < least:
+            raise UserError(f"config.{name} = {value}; it must be at least {least}.")
+    if policy.keep_every % policy.every:
         raise UserError(
-            f"config.checkpoint.keep_every = {fields.keep_every} is no multiple of config.checkpoint.every = "
-            f"{fields.every}, so not all of its multiples would be saved; choose one that is."
+            f"config.checkpoint.keep_every = {policy.keep_every} is no multiple of config.checkpoint.every = "
+            f"{policy.every}, so not all of its multiples would be saved; choose one that is."
         )
 
 
@@ -261,9 +275,11 @@ def _resume_or_init(
             f"{checkpoint.workdir} holds parameters only; give a new --workdir and "
             f"--config.init_from={checkpoint.workdir}."
         )
-    _check_model(model, checkpoint.meta(step)["model"], checkpoint.workdir)
-    state, data = checkpoint.restore(step, abstract)
-    return state, data["next_step"]
+    meta = checkpoint.meta(step)
+    _check_model(model, meta["model"], checkpoint.workdir)
+    _check_continues(meta["config"], config, checkpoint.workdir)
+    state, data = checkpoint.restore(step, as_saved(abstract, meta["config"]["optimizer"]))
+    return as_wanted(state, abstract), data["next_step"]
 
 
 def initial_parameters(
@@ -298,6 +314,28 @@ def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str | os.
             raise UserError(
                 f"The checkpoint in {workdir} was made with model.{name} = {saved[name]} and the config says "
                 f"{value}; use the old value or another --workdir."
+            )
+
+
+def _check_continues(saved: dict[str, Any], config: Any, workdir: str | os.PathLike) -> None:
+    """UserError if the optimizer is another one; says if the rows to come are not those that were left."""
+    was, name = saved["optimizer"]["name"], config.optimizer.name
+    if was != name:
+        raise UserError(
+            f"The checkpoint in {workdir} has the state of optimizer.name = {was!r} and the config says "
+            f"{name!r}; use the old value, or a new --workdir with --config.init_from={workdir}."
+        )
+    now = _plain(config)
+    for field, old, new in [
+        ("seed", saved["seed"], now["seed"]),
+        ("data.batch_size", saved["data"]["batch_size"], now["data"]["batch_size"]),
+        ("data.mixture", saved["data"]["mixture"], now["data"]["mixture"]),
+    ]:
+        if old != new and distributed.is_primary():
+            print(
+                f"config.{field} = {new}, but the run in {workdir} had {old} until now: some rows will be "
+                "read twice in this epoch, others not at all.",
+                file=sys.stderr,
             )
 
 

@@ -1,5 +1,7 @@
 """Optimizers and their schedule."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 import optax
 from anygpt_tokenizers.cli import UserError
 from optax.contrib import MuonDimensionNumbers, muon
+
+from anygpt_jax.training.state import TrainState
 
 SPIKE_WARMUP = 50  # steps before a gradient norm or a loss can count as a spike
 _SPIKE_MEMORY = 0.98  # of the two means, per step
@@ -81,6 +85,34 @@ class SpikeState(NamedTuple):
     means: jax.Array
     count: jax.Array
     skipped: jax.Array
+
+
+def as_saved(abstract: TrainState, fields: Mapping[str, Any]) -> TrainState:
+    """`abstract` with the optimizer state that a run with the fields `fields` of config.optimizer has saved.
+
+    Skipping of spikes can be turned on and off from one start of a run to the next; see `as_wanted`.
+    """
+    had = bool(fields.get("skip_spikes") or fields.get("skip_loss_spikes"))
+    state = abstract.opt_state
+    if had == isinstance(state, SpikeState):
+        return abstract
+    if not had:
+        return abstract.replace(opt_state=state.inner)
+    like = functools.partial(jax.ShapeDtypeStruct, sharding=abstract.step.sharding)
+    means, count, skipped = like((2,), jnp.float32), like((), jnp.int32), like((), bool)
+    return abstract.replace(opt_state=SpikeState(state, means, count, skipped))
+
+
+def as_wanted(state: TrainState, abstract: TrainState) -> TrainState:
+    """A restored state with the means of spikes that `abstract` has: fresh ones, or none."""
+    has, wants = (isinstance(s.opt_state, SpikeState) for s in (state, abstract))
+    if has == wants:
+        return state
+    if has:
+        return state.replace(opt_state=state.opt_state.inner)
+    _, *fresh = abstract.opt_state
+    fresh = [jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for leaf in fresh]
+    return state.replace(opt_state=SpikeState(state.opt_state, *fresh))
 
 
 def skip_spikes(

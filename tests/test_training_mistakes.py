@@ -1,0 +1,97 @@
+"""A user's mistake in a config, a directory or a resumed run is one sentence, and spoils nothing."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from anygpt_tokenizers.cli import UserError
+from fake_data import FakeData
+from test_packing import pack
+from test_training import curve, dummy_config, one_device
+
+from anygpt_jax.training import loop
+
+
+def test_an_address_of_another_kind_is_no_working_directory():
+    with pytest.raises(UserError, match=r"s3://bucket/run is an address, .*mount it"):
+        loop.train(dummy_config(), "s3://bucket/run", FakeData(), one_device())
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "/proc/run"])  # not even root may write to the last
+def test_a_working_directory_that_cannot_be_one_is_one_sentence(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used as a directory to write to"):
+        loop.train(dummy_config(), tmp_path / name, FakeData(), one_device())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"checkpoint__keep_every": 25}, "keep_every = 25 is no multiple of config.checkpoint.every = 10"),
+        ({"checkpoint__keep": 0}, "config.checkpoint.keep = 0; it must be at least 1"),
+        ({"checkpoint__every": 0}, "config.checkpoint.every = 0; it must be at least 1"),
+        ({"log_every": 0}, "config.log_every = 0; it must be at least 1"),
+        ({"steps": 0}, "config.steps = 0; it must be at least 1"),
+        ({"optimizer__accumulation": 0}, "config.optimizer.accumulation = 0; it must be at least 1"),
+        ({"model__loss_tile": 0}, "loss_tile is 0; it must be above 0"),
+        ({"model__num_heads": -4}, "num_heads is -4; it must be above 0"),
+        ({"model__dtype": "float99"}, "dtype 'float99' is none of float32, bfloat16, float16"),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "data = -1, fsdp = -1, .* one axis may be -1"),
+        ({"mesh__tensor": 0}, "tensor = 0; sizes are at least 1"),
+    ],
+)
+def test_a_number_that_makes_no_training_is_one_sentence_and_writes_nothing(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        loop.train(dummy_config(**changes), tmp_path / "run", FakeData(), one_device())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_goes_on_with_its_own_optimizer_only(tmp_path):
+    loop.train(dummy_config(steps=10), tmp_path, FakeData(), one_device())
+    with pytest.raises(UserError, match=r"has the state of optimizer.name = 'adamw' .* 'muon'"):
+        loop.train(dummy_config(optimizer__name="muon"), tmp_path, FakeData(), one_device())
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 5.0), (5.0, 0.0)])
+def test_skipping_spikes_is_turned_on_and_off_when_a_run_goes_on(tmp_path, before, after):
+    # Where there is no spike it changes nothing, so the losses are those of a run that was never interrupted.
+    constant = {"optimizer__schedule": "linear", "optimizer__final": 1.0, "optimizer__warmup": 0.0}
+    loop.train(dummy_config(**constant), tmp_path / "whole", FakeData(), one_device())
+    for steps, multiple in [(10, before), (20, after)]:
+        config = dummy_config(**constant, steps=steps, optimizer__skip_spikes=multiple)
+        loop.train(config, tmp_path / "run", FakeData(), one_device())
+    whole, run = ([row["loss"] for row in curve(tmp_path / name)] for name in ("whole", "run"))
+    np.testing.assert_allclose(run, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 7}, {"data__batch_size": 4}])
+def test_a_run_that_goes_on_with_other_rows_says_so(tmp_path, capsys, changes):
+    loop.train(dummy_config(steps=10), tmp_path, FakeData(), one_device())
+    data = FakeData(batch_size=changes.get("data__batch_size", 8))
+    loop.train(dummy_config(**changes), tmp_path, data, one_device())
+    said = capsys.readouterr().err
+    ((name, value),) = changes.items()
+    assert f"config.{name.replace('__', '.')} = {value}, but" in said and "read twice" in said
+
+
+def test_a_bucket_needs_its_extra(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
+    with pytest.raises(UserError, match=r"pip install 'anygpt_jax\[gcs\]'"):
+        loop.train(dummy_config(), "gs://not-installed/run", FakeData(), one_device())
+
+
+def test_packed_data_in_a_bucket_have_to_be_mounted():
+    with pytest.raises(UserError, match=r"gs://bucket/packed is an address, .*mount the bucket"):
+        loop.open_data("gs://bucket/packed", {}, 8, 0, 32)
+
+
+def test_rows_of_another_length_than_the_config_says_are_refused(tmp_path):
+    pack(tmp_path, [7, 9, 12] * 8)
+    config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=64)
+    sentence = r"packed' have 32 tokens and config.pack.seq_len = 64; .* --config.pack.seq_len=32"
+    with pytest.raises(UserError, match=sentence):
+        loop.train(config, str(tmp_path / "run"), devices=one_device())
+    assert not (tmp_path / "run").exists()
+    config.pack.seq_len, config.steps = 32, 1
+    assert loop.train(config, str(tmp_path / "run"), devices=one_device())["loss"] > 0
