@@ -45,10 +45,11 @@ step() {
   [ -n "${dry_run:-}" ] || "$@"
 }
 
+# Asks; what is no "y" ends the script, and so does the end of the input, as without a terminal.
 confirm() {
   [ -n "${yes:-}${dry_run:-}" ] && return
-  local answer
-  read -r -p "$1 [y/N] " answer
+  local answer=""
+  read -r -p "$1 [y/N] " answer || true
   [ "$answer" = y ] || fail "nothing was done"
 }
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import random_llama
+import safetensors.numpy
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.safetensors_file import SafetensorsFile
 from fake_data import FakeData
@@ -82,6 +83,25 @@ def test_the_checkpoints_own_tokens_say_what_the_rows_are(llama, imported):
     assert model.vocabulary == llama[1]
     assert model.config.vocab_size == model.vocabulary.padded_size > model.vocabulary.size
     assert not np.asarray(model.params["embedding"][model.vocabulary.size :]).any()
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_tied_models_output_table_is_the_input_table_whether_or_not_it_is_stored(repeated, llama, tmp_path):
+    directory, vocab, values = llama
+    shutil.copytree(directory, tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors.index.json").unlink()
+    for path in (tmp_path / "hf").glob("*.safetensors"):
+        path.unlink()
+    table = values["model.embed_tokens.weight"]
+    tied = {name: value for name, value in values.items() if name != "lm_head.weight"}
+    tied |= {"lm_head.weight": table} if repeated else {}
+    safetensors.numpy.save_file(tied, tmp_path / "hf" / "model.safetensors")
+    config = random_llama.hf_config(random_llama.decoder_config(vocab)) | {"tie_word_embeddings": True}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    params = load_model(tmp_path / "ckpt").params
+    np.testing.assert_array_equal(params["embedding"][: vocab.size], table)
+    np.testing.assert_array_equal(params["unembedding"][:, : vocab.size], table.T)
 
 
 def test_published_token_files_give_the_published_layouts(tmp_path):

@@ -167,6 +167,7 @@ ODD_FILES = [
     setting("num_hidden_layers is 1000000000000; it must be", num_hidden_layers=10**12),
     setting("rms_norm_eps is '1e-6'; it must be a positive number", rms_norm_eps="1e-6"),
     setting("rope_theta is nan; it must be a positive number", rope_theta=float("nan")),
+    setting("tie_word_embeddings, but lm_head.weight is not model.embed", tie_word_embeddings=True),
     replaced(tokens.ADDED, [], "added_tokens.json holds no JSON object"),
     replaced(tokens.ADDED, {"<a>": True}, "added_tokens.json is no map of tokens to ids"),
     replaced(tokens.SETTINGS, [], "tokenizer_config.json holds no JSON object"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import random_llama
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.safetensors_file import SafetensorsFile
 from test_parity_llama import greedy
 
 from anygpt_jax.checkpoint import load_model
@@ -79,24 +80,45 @@ def test_the_exported_tokenizer_gives_our_ids(tmp_path):
     assert theirs(written)["input_ids"] == ours
 
 
-def test_a_cut_torch_file_is_named(tmp_path):
-    pytest.importorskip("torch")
+def write_torch_file(directory, zipped):
+    """A directory with a torch file, as torch writes it now or (not zipped) as before 1.6: what is in it."""
+    torch = pytest.importorskip("torch")
     vocab = random_llama.media_vocabulary()
-    reference(vocab, 2).save_pretrained(tmp_path / "hf", safe_serialization=False)
-    random_llama.write_settings(tmp_path / "hf", vocab, random_llama.decoder_config(vocab))
+    state = reference(vocab, 2).state_dict()
+    directory.mkdir()
+    torch.save(state, directory / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    random_llama.write_settings(directory, vocab, random_llama.decoder_config(vocab))
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def test_a_torch_file_of_the_old_form_is_read_too(tmp_path):
+    values = write_torch_file(tmp_path / "hf", zipped=False)
+    import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    export_hf(tmp_path / "ckpt", tmp_path / "out")
+    back = SafetensorsFile(tmp_path / "out/model.safetensors")
+    assert sorted(back.shapes) == sorted(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(back.read(name), value)
+
+
+@pytest.mark.parametrize(("zipped", "end"), [(True, -1000), (False, -1000), (False, 16), (False, 18)])
+def test_a_cut_torch_file_is_named(zipped, end, tmp_path):
+    write_torch_file(tmp_path / "hf", zipped)
     path = tmp_path / "hf/pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:-1000])
+    path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(UserError, match=r"pytorch_model.bin, which should hold .* is cut off"):
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
 
 
-def test_a_torch_file_that_would_run_code_is_refused(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_that_would_run_code_is_refused(zipped, tmp_path):
     torch = pytest.importorskip("torch")
     vocab = random_llama.media_vocabulary()
     (tmp_path / "hf").mkdir()
     random_llama.write_settings(tmp_path / "hf", vocab, random_llama.decoder_config(vocab))
-    torch.save({"model.norm.weight": Loud()}, tmp_path / "hf/pytorch_model.bin")
+    path = tmp_path / "hf/pytorch_model.bin"
+    torch.save({"model.norm.weight": Loud()}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="no plain torch checkpoint"):
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert not LOUD

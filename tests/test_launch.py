@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -68,11 +70,12 @@ def _tpu(command, *arguments, **settings):
 
 
 @pytest.fixture
-def fake_gcloud(tmp_path):
-    """A gcloud first in PATH that only writes down that it was called."""
-    program = tmp_path / "gcloud"
-    program.write_text(f'#!/bin/sh\necho "gcloud $*" >> {tmp_path}/calls\n')
-    program.chmod(0o755)
+def fake_programs(tmp_path):
+    """A gcloud, kubectl and xpk first in PATH that only write down that they were called."""
+    for name in ("gcloud", "kubectl", "xpk"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n')
+        program.chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, tmp_path / "calls"
 
 
@@ -155,20 +158,53 @@ def test_what_a_dry_run_of_a_jobset_prints_is_what_a_shell_would_send(tmp_path):
     assert by_hand.startswith("apply -f -\napiVersion: ")
 
 
-def test_what_a_dry_run_prints_is_what_runs(fake_gcloud):
-    environment, calls = fake_gcloud
+def test_what_a_dry_run_prints_is_what_runs(fake_programs):
+    environment, calls = fake_programs
     command = ["create", *PLACE, "--type=v4-128"]
     printed = _tpu(command, "--dry-run").stdout
     assert _tpu(command, "--yes", **environment).returncode == 0
     assert "+ " + calls.read_text() == printed
 
 
-@pytest.mark.parametrize("command", [COMMANDS[0], COMMANDS[-1]])
-def test_nothing_is_created_or_deleted_without_a_yes(command, fake_gcloud):
-    environment, calls = fake_gcloud
-    done = _tpu(command, answer="n\n", **environment)
-    assert done.returncode == 2 and "nothing was done" in done.stderr
+@pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "no terminal"])
+@pytest.mark.parametrize(
+    ("script", "command"), [(TPU, COMMANDS[0]), (TPU, COMMANDS[-1]), (JOBSET, JOBS[0]), (JOBSET, JOBS[-1])]
+)
+def test_nothing_is_created_or_deleted_without_a_yes(script, command, answer, fake_programs):
+    environment, calls = fake_programs
+    done = _start(script, command, answer=answer, **environment)
+    assert done.returncode == 2 and done.stderr == "error: nothing was done\n"
     assert not calls.exists()
+
+
+def test_install_sends_the_tracked_files_as_they_are_and_names_the_others(fake_programs, tmp_path):
+    environment, calls = fake_programs
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    (checkout / "config.py").write_text("committed")
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=me", "-c", "user.email=me@here", *arguments]
+        return subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout
+
+    def sent():
+        done = _start(checkout / TPU.relative_to(ROOT), COMMANDS[3], TMPDIR=str(tmp_path), **environment)
+        assert done.returncode == 0 and calls.exists(), done.stderr
+        with tarfile.open(tmp_path / "anygpt_jax.tar.gz") as archive:
+            assert "new one.py" not in archive.getnames()
+            return archive.extractfile("config.py").read(), done.stderr
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=one")
+    assert sent() == (b"committed", "")
+    (checkout / "config.py").write_text("edited")
+    (checkout / "new one.py").touch()
+    before = git("status", "--porcelain")
+    content, said = sent()
+    assert content == b"edited" and said.startswith("note: not copied") and said.count("\n") == 1
+    assert "new one.py" in said
+    assert git("status", "--porcelain") == before and not git("stash", "list")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reading pictures: what is understood, and what is refused with which reason."""
 
+import io
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from anygpt_tokenizers.codec import MediaError
 from anygpt_tokenizers.media_image import prepare_image, read_image, write_image
-from PIL import Image
+from PIL import Image, features
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -54,6 +55,16 @@ def test_every_colour_mode_is_understood(mode):
         image = gray.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr") else gray.convert(mode)
     read = prepare_image(image, 64).astype(int)
     assert np.abs(read[32, 10] - 255).max() <= 2 and read[32, 54].max() <= 2
+
+
+@pytest.mark.parametrize(("largest", "read"), [(200, 200), (255, 255), (256, 1), (32896, 128)])
+def test_32_bit_integers_are_of_8_bits_where_all_fit_and_else_of_16(largest, read):
+    pixels = np.zeros((64, 64), np.int32)
+    pixels[:, 32:] = largest
+    image = prepare_image(Image.fromarray(pixels), 64)
+    assert not image[:, :32].any() and (image[:, 32:] == read).all()
+    dark = prepare_image(Image.fromarray(pixels.astype(np.uint16)), 64)
+    assert (dark[:, 32:] == round(largest / 257)).all()  # known to be of 16 bits
 
 
 def test_cmyk_jpeg_keeps_its_colours(tmp_path):
@@ -162,6 +173,37 @@ def test_damaged_bytes_never_crash(tmp_path, suffix):
             assert read_image(tmp_path / "a", 64).shape == (64, 64, 3)
         except MediaError as error:
             assert error.reason in ("damaged image", "not an image", "too many pixels")
+
+
+def damaged_avif() -> bytes:
+    """An AVIF whose coded pixels are all flipped."""
+    file = io.BytesIO()
+    halves().save(file, "AVIF")
+    head, name, pixels = file.getvalue().partition(b"mdat")
+    return head + name + bytes(byte ^ 255 for byte in pixels)
+
+
+def damaged_blp() -> bytes:
+    """A BLP of an unknown compression."""
+    file = io.BytesIO()
+    halves().convert("P").save(file, "BLP")
+    data = bytearray(file.getvalue())
+    data[4:8] = struct.pack("<i", 9)
+    return bytes(data)
+
+
+def unknown_dds() -> bytes:
+    """A DDS that says of its pixels nothing that is known."""
+    return b"DDS |\0\0\0\7\x10\0\0" + bytes(200)
+
+
+no_avif = pytest.mark.skipif(not features.check("avif"), reason="a Pillow without AVIF")
+
+
+@pytest.mark.parametrize("make", [pytest.param(damaged_avif, marks=no_avif), damaged_blp, unknown_dds])
+def test_what_a_decoder_gives_up_on_is_a_damaged_image(tmp_path, make):
+    (tmp_path / "a").write_bytes(make())
+    assert reason_of(tmp_path / "a") == "damaged image"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

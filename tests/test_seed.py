@@ -175,6 +175,7 @@ def test_an_unusable_picture_costs_no_other(codec, tmp_path):
     good, tokenizer = random_pictures(2), ImageTokenizer.from_pretrained(codec.directory)
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("once upon a time")
+    (tmp_path / "unknown.dds").write_bytes(b"DDS |\0\0\0\7\x10\0\0" + bytes(200))
     holey = good[0] / np.float32(255)
     holey[3, 4, 1] = np.nan
     images = [
@@ -188,6 +189,7 @@ def test_an_unusable_picture_costs_no_other(codec, tmp_path):
         np.zeros((4, 4, 3), np.int64),
         np.zeros((2, 4, 4, 3), np.uint8),
         Image.new("1", (20_000, 20_000)),
+        tmp_path / "unknown.dds",
     ]
     codes, refused = tokenizer.encode_usable(images)
     assert np.array_equal(codes, codec.encode(good)[..., 0])
@@ -200,11 +202,15 @@ def test_an_unusable_picture_costs_no_other(codec, tmp_path):
         7: "pixels of an unknown type",
         8: "not a picture's shape",
         9: "too many pixels",
+        10: "damaged image",
     }
     assert "[3, 4, 1]" in str(refused[3])
-    with pytest.raises(MediaError, match=r"image 1 of 10: .*empty.png: empty file"):
+    with pytest.raises(MediaError, match=r"image 1 of 11: .*empty.png: empty file"):
         tokenizer.encode(images)
     assert np.array_equal(tokenizer.encode(good), codes)
+    assert np.array_equal(tokenizer.encode(picture for picture in good), codes)
+    with pytest.raises(MediaError, match=r"image 1 of 11: .*empty.png: empty file"):
+        tokenizer.encode(iter(images))
     assert tokenizer.encode([]).shape == (0, 32)
 
 

@@ -164,6 +164,25 @@ def test_a_missing_key_is_named_with_its_file(file, key, tmp_path):
     assert name in sentence and f"the key {key!r} is missing" in sentence
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "shape"),
+    [
+        (0, "query_tokens", (32, 32)),
+        (0, "query_tokens", ()),
+        (0, "quantize.embedding.weight", (2048, 8, 1)),
+        (0, "quantize.embedding.weight", (2048, 0)),
+        (0, "image_down.2.weight", (16,)),
+        (1, "pos_embed", (17, 48)),
+        (1, "patch_embed.proj.weight", ()),
+        (1, "blocks.0.mlp.fc1.weight", (0, 48)),
+    ],
+)
+def test_a_tensor_of_no_or_the_wrong_axes_is_named_with_its_file(file, key, shape, tmp_path):
+    sentence = refused(tmp_path, lambda *files: files[file].update({key: np.zeros(shape, np.float32)}))
+    name = ("seed_quantizer", "eva_vit_g")[file]
+    assert name in sentence and f"{key!r} has the shape {shape}; it must have" in sentence
+
+
 def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
     def wider(quantizer, vit):
         quantizer["encode_task_layer.2.weight"] = np.zeros((9, 32), np.float32)

@@ -130,6 +130,9 @@ def test_a_picture_depends_on_nothing_else_in_its_batch(decoder):
     whole = decoder.decode(INPUTS["embeddings"], 7, **FEW)
     again = decoder.decode(INPUTS["embeddings"][[0, 2, 1]], jax.random.key(7), **FEW)
     np.testing.assert_array_equal(whole[0], again[0])
+    options = {**FEW, "guidance_scale": jnp.float32(10)}
+    older = decoder.decode(INPUTS["embeddings"], jax.random.PRNGKey(7), **options)
+    np.testing.assert_array_equal(older, whole)
     assert (whole != decoder.decode(INPUTS["embeddings"], 8, **FEW)).mean() > 0.5
     many = np.repeat(INPUTS["embeddings"], 2, axis=0)  # more than one call of the program
     np.testing.assert_array_equal(decoder.decode(many, 7, **FEW)[0], whole[0])
@@ -214,6 +217,17 @@ def test_the_published_sizes_have_the_published_number_of_parameters():
         ({"noise_level": 1000}, ["noise_level", "0..999"]),
         ({"noise_level": 2.5}, ["noise_level", "whole number", "2.5"]),
         ({"guidance_scale": float("nan")}, ["guidance_scale"]),
+        ({"guidance_scale": "3"}, ["guidance_scale", "'3'"]),
+        ({"guidance_scale": None}, ["guidance_scale", "None"]),
+        ({"guidance_scale": True}, ["guidance_scale", "True"]),
+        ({"guidance_scale": 10**400}, ["guidance_scale"]),
+        ({"guidance_scale": np.ones(2)}, ["guidance_scale", "an array [2]"]),
+        ({"key": "7"}, ["`key`", "a seed", "'7'"]),
+        ({"key": 1.5}, ["`key`", "1.5"]),
+        ({"key": None}, ["`key`", "None"]),
+        ({"key": 2**64}, ["`key`", "64 bits"]),
+        ({"key": np.zeros(2)}, ["`key`", "an array [2]"]),
+        ({"key": jax.random.split(jax.random.key(0))}, ["`key`", "one JAX key", "an array [2]"]),
     ],
 )
 def test_impossible_arguments_are_one_sentence(decoder, changes, words):

@@ -1,11 +1,12 @@
 """A Hugging Face LLaMA directory: its config, and its tensors one at a time."""
 
 import os
-import pickle
+import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from anygpt_tokenizers.checkpoint_files import TORCH_ERRORS
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.safetensors_file import SafetensorsFile
 
@@ -88,9 +89,7 @@ class Weights:
         self._safetensors: dict[str, SafetensorsFile] = {}
         self._torch: tuple[str, dict[str, Any]] | None = None
         self._file_of = self._index()
-        self._tied = _OUTPUT_TABLE not in self._file_of and read_json(
-            os.path.join(source, "config.json")
-        ).get("tie_word_embeddings", False)
+        self._tied = read_json(os.path.join(source, "config.json")).get("tie_word_embeddings", False)
 
     def _index(self) -> dict[str, str]:
         """Tensor → file, every file of the index checked to be there."""
@@ -121,7 +120,10 @@ class Weights:
         return list(self._open_torch(file, "all tensors"))
 
     def check(self, tensors: list[Tensor]) -> None:
-        """UserError naming the first of `tensors` that is missing or misshapen, or one that is too many."""
+        """UserError naming the first of `tensors` that is missing or misshapen, or one that is too many.
+
+        Of a tied model that has an output table nevertheless, the two tables must be equal.
+        """
         wanted = {tensor.name: tensor for tensor in tensors}
         for name in sorted(self._file_of):
             if name not in wanted and not name.endswith(IGNORED_SUFFIX):
@@ -134,6 +136,13 @@ class Weights:
                     f"{self._source}: tensor {tensor.name} has shape {list(shape)}; its config.json and "
                     f"tokenizer want {list(tensor.shape)}."
                 )
+        if self._tied and _OUTPUT_TABLE in self._file_of:
+            tables = [self._read_stored(name) for name in (_INPUT_TABLE, _OUTPUT_TABLE)]
+            if not np.array_equal(*tables):
+                raise UserError(
+                    f"{self._source}: config.json says tie_word_embeddings, but {_OUTPUT_TABLE} is not "
+                    f"{_INPUT_TABLE}; remove it, or set tie_word_embeddings to false if it is wanted."
+                )
 
     def in_file_order(self, tensors: list[Tensor]) -> list[Tensor]:
         """`tensors` so that each file is read in one go."""
@@ -143,8 +152,8 @@ class Weights:
         """The tied output table is the input table."""
         return _INPUT_TABLE if self._tied and name == _OUTPUT_TABLE else name
 
-    def _locate(self, name: str) -> tuple[str, str]:
-        name = self._stored_name(name)
+    def _locate(self, name: str) -> str:
+        """The file that holds a stored tensor."""
         if name not in self._file_of:
             raise UserError(f"{self._source}: tensor {name} is missing.")
         file = self._file_of[name]
@@ -155,17 +164,21 @@ class Weights:
         )
         if name not in held:
             raise UserError(f"{self._source}: the index says that {file} holds {name}, and it does not.")
-        return name, file
+        return file
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        name, file = self._locate(name)
+        name = self._stored_name(name)
+        file = self._locate(name)
         if file.endswith(".safetensors"):
             return self._open_safetensors(file).shapes[name]
         return tuple(self._open_torch(file, name)[name].shape)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32, float16 or bfloat16; UserError if a value is not finite."""
-        name, file = self._locate(name)
+        return self._read_stored(self._stored_name(name))
+
+    def _read_stored(self, name: str) -> np.ndarray:
+        file = self._locate(name)
         if file.endswith(".safetensors"):
             value = self._open_safetensors(file).read(name)
         else:
@@ -180,7 +193,10 @@ class Weights:
         return self._safetensors[file]
 
     def _open_torch(self, file: str, wanted: str) -> dict[str, Any]:
-        """The tensors of a torch file, mapped and not read; `wanted` is what the message names."""
+        """The tensors of a torch file; `wanted` is what the message names.
+
+        They are mapped and not read, unless the file is older than torch 1.6, which had no zip archives.
+        """
         if self._torch and self._torch[0] == file:
             return self._torch[1]
         self._torch = None
@@ -192,8 +208,8 @@ class Weights:
             ) from error
         path = os.path.join(self._source, file)
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (*TORCH_ERRORS, OSError) as error:
             raise UserError(
                 f"{path}, which should hold {wanted}, is cut off, damaged or no plain torch checkpoint."
             ) from error

@@ -8,8 +8,8 @@ usage: bash launch/gcloud/tpu.sh COMMAND --name=NAME [options] [-- arguments of 
 
   create    make the slice (costs money: asks first); with --queued it waits in Google's queue
   status    say what state the slice, or with --queued the request, is in
-  install   copy this checkout to every host, install it with the extras `tpu` and `gcs`, mount the bucket as
-            bucket/ (training data are read from there)
+  install   copy this checkout to every host (the files that git tracks, as they are now), install it with the
+            extras `tpu` and `gcs`, mount the bucket as bucket/ (training data are read from there)
   run       start training on every host with --coordinator=auto; what follows -- goes to the program,
             which runs in the copied checkout: --workdir=gs://BUCKET/run --config.data.dir=bucket/packed
   logs      follow the log of one host (--worker=N, default 0)
@@ -76,14 +76,23 @@ status() {
 install() {
   need name project zone
   local archive="${TMPDIR:-/tmp}/anygpt_jax.tar.gz"
-  step git archive --format=tar.gz "--output=$archive" HEAD
+  # The edits that are not committed go along: stash create makes a commit of them and changes nothing here.
+  # shellcheck disable=SC2016  # the inner shell expands these
+  step bash -c 'edits="$(git stash create)" && git archive --format=tar.gz "--output=$0" "${edits:-HEAD}"' "$archive"
+  [ -n "$dry_run" ] || name_untracked
   # shellcheck disable=SC2046
   step gcloud compute tpus tpu-vm scp "$archive" "$name:anygpt_jax.tar.gz" $(place) --worker=all
   # shellcheck disable=SC2016  # the hosts expand these
   on_workers all 'mkdir -p anygpt_jax && tar -xzf anygpt_jax.tar.gz -C anygpt_jax && cd anygpt_jax &&' \
     'curl -LsSf https://astral.sh/uv/install.sh | sh && export PATH="$HOME/.local/bin:$PATH" &&' \
-    'uv venv --quiet --python 3.11 .venv && uv pip install --quiet --python .venv -c constraints.txt -e ".[tpu,gcs]"'
+    'uv venv --quiet --allow-existing --python 3.11 .venv && uv pip install --quiet --python .venv -c constraints.txt -e ".[tpu,gcs]"'
   [ -z "$bucket" ] || mount_bucket
+}
+
+name_untracked() {
+  local files
+  files="$(git ls-files --others --exclude-standard --directory)"
+  [ -z "$files" ] || echo "note: not copied, since git does not track them (git add): ${files//$'\n'/ }" >&2
 }
 
 mount_bucket() {

@@ -6,6 +6,7 @@ Nothing is unpickled freely: a file is safetensors, or goes through torch's `wei
 import os
 import pickle
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,19 @@ from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.safetensors_file import map_arrays
 
 State = dict[str, np.ndarray]
+
+# What `torch.load` raises on a file that is cut off, damaged or of something else, by where it is so.
+TORCH_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def read_state(path: Path) -> State:
@@ -50,7 +64,7 @@ def _torch_dict(path: Path) -> dict:
         raise UserError(f"Reading {path} needs torch: pip install 'anygpt_jax[convert]'.") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except TORCH_ERRORS as error:
         raise _unreadable(path, error) from error
     state = state["generator"] if isinstance(state, dict) and "generator" in state else state
     if not isinstance(state, dict) or not any(hasattr(value, "numpy") for value in state.values()):

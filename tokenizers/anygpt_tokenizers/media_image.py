@@ -24,6 +24,7 @@ _DECODE_ERRORS = (
     EOFError,
     OverflowError,
     MemoryError,
+    RuntimeError,  # of AVIF's decoder, and as NotImplementedError where a DDS or BLP names an unknown form
     struct.error,
     zlib.error,
 )
@@ -110,11 +111,13 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
 
 def _deep_to_gray(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
     # Pillow's own conversion of 16-bit gray clips at 255 instead of scaling. Floats count as 0..1, or 0..255.
+    # 32-bit integers hold either 16 bits or 8; where all of them fit into 8 they are taken as such, since a
+    # 16-bit picture that dark would be black anyway.
     values = np.asarray(image, np.float32)
     if image.mode == "F":
         _check_finite(values, path)
         values = values * (255.0 if values.max(initial=0.0) <= 1.0 else 1.0)
-    else:
+    elif image.mode != "I" or values.max(initial=0.0) > 255.0:
         values = values / 257.0
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -257,7 +257,7 @@ class ImageTokenizer:
         """Reads the directory that `import-seed` wrote."""
         return cls(SeedCodec.from_pretrained(directory))
 
-    def encode(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode(self, images: Iterable[Picture]) -> np.ndarray:
         """Files, Pillow images or arrays of any sizes -> int32 [B, 32]; MediaError names an unusable one.
 
         Arrays are uint8 or floats from 0 to 1, [H, W, 3] each or all together [B, H, W, 3]. UserError: a
@@ -266,10 +266,10 @@ class ImageTokenizer:
         pixels, refused = self._read(images)
         if refused:
             index, error = next(iter(refused.items()))
-            raise MediaError(f"image {index} of {len(images)}: {error}") from error
+            raise MediaError(f"image {index} of {len(pixels) + len(refused)}: {error}") from error
         return self._encode(pixels)
 
-    def encode_usable(self, images: Sequence[Picture]) -> tuple[np.ndarray, dict[int, MediaError]]:
+    def encode_usable(self, images: Iterable[Picture]) -> tuple[np.ndarray, dict[int, MediaError]]:
         """As `encode`, but an unusable image costs no other: (codes of the rest, what is wrong by index)."""
         pixels, refused = self._read(images)
         return self._encode(pixels), refused
@@ -309,7 +309,7 @@ class ImageTokenizer:
                 options[name] = np.stack([np.asarray(options[name][index]) for index in rows])
         return self.decode(np.stack(list(rows.values())), key, **options), refused
 
-    def _read(self, images: Sequence[Picture]) -> tuple[list[np.ndarray], dict[int, MediaError]]:
+    def _read(self, images: Iterable[Picture]) -> tuple[list[np.ndarray], dict[int, MediaError]]:
         # One picture is iterable too: its rows, or a name's letters, would be taken for pictures.
         axes = getattr(images, "ndim", None)
         if isinstance(images, str | os.PathLike | Image.Image) or axes not in (None, 1, 4):

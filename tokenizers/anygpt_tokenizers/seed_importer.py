@@ -138,46 +138,52 @@ def spec_of(
 ) -> SeedSpec:
     """The sizes that the tensors have. A tower or Q-Former of the published width must have its depth too."""
 
-    def shape(key: str) -> tuple[int, ...]:
+    def shape(key: str, axes: int) -> tuple[int, ...]:
         if key not in tensors:
             raise _missing(key, places)
-        return tuple(tensors[key].shape)
+        size = tuple(tensors[key].shape)
+        if len(size) != axes or 0 in size:
+            place, shown = _shown(key, places)
+            raise UserError(
+                f"{place}: {shown!r} has the shape {size}; it must have {axes} axes, none of length 0."
+            )
+        return size
 
     def depth(stem: str, width: int, published_width: int, published_depth: int) -> int:
         found = {key.removeprefix(stem).split(".")[0] for key in tensors if key.startswith(stem)}
         return published_depth if width == published_width else min(len(found), published_depth)
 
-    _, tokens, vision_dim = shape(f"{VISION}pos_embed")
-    patch = shape(f"{VISION}patch_embed.proj.weight")[-1]
-    _, queries, dim = shape("query_tokens")
-    size, code_dim = shape("quantize.embedding.weight")
+    _, tokens, vision_dim = shape(f"{VISION}pos_embed", 3)
+    patch = shape(f"{VISION}patch_embed.proj.weight", 4)[-1]
+    _, queries, dim = shape("query_tokens", 3)
+    size, code_dim = shape("quantize.embedding.weight", 2)
     published, down_dims, reverse_layers = PUBLISHED, (), 0
     # Where there are the published head's maps, that is the head, whatever else the file has.
     if "reverse_tokens" in tensors and not any(key.startswith("image_down.") for key in tensors):
         reverse_layers = depth(REVERSE_LAYER, dim, published.qformer_dim, published.qformer_layers)
     else:
         indices = range(0, 2 * len(published.down_dims), 2)
-        down_dims = tuple(shape(f"image_down.{index}.weight")[0] for index in indices)
+        down_dims = tuple(shape(f"image_down.{index}.weight", 2)[0] for index in indices)
     spec = SeedSpec(
         image_size=patch * round((tokens - 1) ** 0.5),
         patch_size=patch,
         vision_dim=vision_dim,
         vision_layers=depth(f"{VISION}blocks.", vision_dim, published.vision_dim, published.vision_layers),
         vision_heads=num_heads[0],
-        vision_hidden=shape(f"{VISION}blocks.0.mlp.fc1.weight")[0],
+        vision_hidden=shape(f"{VISION}blocks.0.mlp.fc1.weight", 2)[0],
         num_queries=queries,
         qformer_dim=dim,
         qformer_layers=depth(LAYER, dim, published.qformer_dim, published.qformer_layers),
         qformer_heads=num_heads[1],
-        qformer_hidden=shape(f"{LAYER}0.intermediate_query.dense.weight")[0],
+        qformer_hidden=shape(f"{LAYER}0.intermediate_query.dense.weight", 2)[0],
         codebook_size=size,
         code_dim=code_dim,
         head_layers=depth("blocks_image.", dim, published.qformer_dim, published.head_layers),
         head_heads=num_heads[2],
-        head_hidden=shape("blocks_image.0.mlp.fc1.weight")[0],
+        head_hidden=shape("blocks_image.0.mlp.fc1.weight", 2)[0],
         down_dims=down_dims,
         reverse_layers=reverse_layers,
-        embed_dim=shape("distill_image_proj.weight")[0],
+        embed_dim=shape("distill_image_proj.weight", 2)[0],
     )
     for width, count in zip((vision_dim, dim, dim), num_heads, strict=True):
         if width % count:

@@ -9,6 +9,7 @@ picture follows its embedding is up to `guidance_scale` and `noise_level`.
 """
 
 import functools
+import numbers
 import os
 from collections.abc import Callable
 from typing import NamedTuple, Self
@@ -28,6 +29,7 @@ from anygpt_tokenizers.unclip_vae import VaeDecoder, to_pixels
 
 NEGATIVE_LEVEL = 0  # of negative embeddings' noise in AnyGPT's pipeline, whatever that of the others is
 ROWS = 4  # pictures per device in one call of the program
+LARGEST_SCALE = float(np.finfo(np.float32).max)
 
 
 class Inputs(NamedTuple):
@@ -233,7 +235,8 @@ class UnclipDecoder(OnDividedMesh):
     ) -> np.ndarray:
         """Image embeddings float32 [B, D] -> pictures uint8 [B, image_size, image_size, 3].
 
-        A row's picture depends on its own inputs, the key and its place in the batch only.
+        A row's picture depends on its own inputs, the key and its place in the batch only, up to rounding,
+        which may differ between batches of different sizes.
 
         Args:
           embeddings: as CLIP's vision tower gives them, not normalised.
@@ -259,9 +262,8 @@ class UnclipDecoder(OnDividedMesh):
             raise UserError(f"noise_level is a whole number, not {noise_level!r}.")
         if not 0 <= noise_level < spec.embedding_noise.times:
             raise UserError(f"noise_level lies in 0..{spec.embedding_noise.times - 1}; it is {noise_level}.")
-        if not np.isfinite(guidance_scale):
-            raise UserError(f"guidance_scale is a finite number, not {guidance_scale}.")
-        drawn = self._draw(key, rows)
+        guidance = _checked_guidance(guidance_scale)
+        drawn = self._draw(_checked_key(key), rows)
         wide, text_shape = (rows, spec.embedding_dim), (rows, spec.text.positions, spec.unet.text_dim)
         if prompt_embeddings is not None and len(prompt_embeddings) == 1:
             prompt_embeddings = np.repeat(prompt_embeddings, rows, axis=0)
@@ -273,7 +275,6 @@ class UnclipDecoder(OnDividedMesh):
             drawn[2] if latents is None else _checked("latents", latents, (rows, *spec.latent_shape)),
             _checked("prompt_embeddings", prompt_embeddings, text_shape),
         )
-        guidance = np.float32(guidance_scale) if guidance_scale > 1 else None
         return self._in_parts(inputs, table, guidance, np.int32(noise_level), progress)
 
     def _in_parts(self, inputs: Inputs, table, guidance, level, progress) -> np.ndarray:
@@ -295,9 +296,8 @@ class UnclipDecoder(OnDividedMesh):
                 raise raised[0]
         return np.concatenate(pictures)[:rows]
 
-    def _draw(self, key: jax.Array | int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(self, key: jax.Array, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Noise of embeddings and of negative ones [B, D], and latents [B, H, W, C], row by row."""
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
         shapes = (self.spec.embedding_dim,), (self.spec.embedding_dim,), self.spec.latent_shape
 
         def draw(row: jax.Array) -> list[jax.Array]:
@@ -335,6 +335,35 @@ def _checked_rows(embeddings: np.ndarray, width: int) -> int:
     if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
         raise UserError(f"The unCLIP decoder takes embeddings of shape [batch, {width}], not {list(shape)}.")
     return shape[0]
+
+
+def _checked_guidance(scale: float) -> np.float32 | None:
+    """The scale, or None where it turns guidance off; UserError unless it is a number that float32 holds."""
+    if isinstance(scale, np.ndarray | jax.Array) and scale.ndim == 0:
+        scale = scale.item()
+    real = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if not (real and abs(scale) <= LARGEST_SCALE):
+        raise UserError(f"guidance_scale is a finite number, not {_brief(scale)}.")
+    return np.float32(scale) if scale > 1 else None
+
+
+def _checked_key(key: jax.Array | int) -> jax.Array:
+    """A JAX key of a seed, of a key, or of what `jax.random.PRNGKey` gives; UserError for anything else."""
+    try:
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            return jax.random.key(key)
+        if isinstance(key, np.ndarray | jax.Array):
+            typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            key = key if typed else jax.random.wrap_key_data(key)
+            if key.ndim == 0:
+                return key
+    except (TypeError, ValueError, OverflowError):  # too large a seed, or an array that is no key
+        pass
+    raise UserError(f"`key` is a seed (a whole number of 64 bits) or one JAX key, not {_brief(key)}.")
+
+
+def _brief(value: object) -> str:
+    return f"an array {list(value.shape)}" if isinstance(value, np.ndarray | jax.Array) else repr(value)
 
 
 def _checked(name: str, array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
