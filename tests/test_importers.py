@@ -169,8 +169,10 @@ def test_a_checkpoint_of_another_size_than_its_config_is_named(tmp_path):
     def other(state, config):
         config["dimension"] = 16
 
-    sentence = refused("speech_elu", tmp_path, other)
+    sentence = refused("speech_elu", tmp_path / "a", other)
     assert "has the shape" in sentence and "must be" in sentence
+    sentence = refused("encodec_music", tmp_path / "b", lambda state, config: config.update(compress=64))
+    assert "the values in its config make no net" in sentence
 
 
 @pytest.mark.parametrize(

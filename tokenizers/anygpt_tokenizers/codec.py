@@ -41,6 +41,10 @@ CODEC_CLASSES = {
 }
 
 
+# What making a net of values that make none raises, beside KeyError for one that isn't there.
+NO_NET = (TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, FlaxError)
+
+
 class MediaError(UserError):
     """A media file that cannot be used; `reason` is a short phrase that many files can be counted under."""
 
@@ -269,7 +273,7 @@ def config_mistakes(directory: Path) -> Iterator[None]:
         raise UserError(f"{file}: {error}") from error
     except KeyError as error:
         raise UserError(f"{file} has no field {error}; {advice}.") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, FlaxError) as error:
+    except NO_NET as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file} has a field that can't be used ({line}); {advice}.") from error
 

@@ -25,7 +25,7 @@ from anygpt_tokenizers.checkpoint_files import (
     write_new_directory,
 )
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import config_mistakes
+from anygpt_tokenizers.codec import NO_NET, config_mistakes
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.encodec_chunks import check_scaling
 from anygpt_tokenizers.field_kinds import check_kind, is_number
@@ -183,8 +183,12 @@ def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
         if not TRAINING_ONLY.fullmatch(canonical_key(key)):
             finite(as_float32(value), place, key)
     arrays = fold_weight_norm({canonical_key(key): value for key, value in state.items()}, place, original)
+    try:
+        shapes = shapes_of(spec)
+    except NO_NET as error:
+        raise UserError(f"{place}: the values in its config make no net ({error}).") from error
     params, used = {}, set()
-    for name, shape in shapes_of(spec).items():
+    for name, shape in shapes.items():
         path = tuple(name.split("/"))
         keys, convert, back = _source(path, spec)
         for key in keys:
