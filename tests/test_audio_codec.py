@@ -131,6 +131,25 @@ def test_a_saved_codec_has_the_same_hash_and_the_same_codes_and_sound(codec, tmp
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_codebooks": 1}, r"codebooks has the shape \[2, 32, .*asks for \[1, 32, "),
+        ({"codebook_size": 64}, r"codebooks has the shape \[2, 32, .*asks for \[2, 64, "),
+        ({"residual_layers": 0}, "model/.*/residual_0_0/.* asks for none"),
+        ({"front": "spectrum"}, "front is 'spectrum'; there are waveform and stft"),
+        ({"n_fft": 333}, "field that can't be used"),
+        ({"refinements": "many"}, "refinements is 'many'; it must be a whole number above 0 or 0"),
+        ({"floor": 0}, "floor is 0; it must be above 0"),
+    ],
+)
+def test_a_config_that_its_weights_do_not_fit_is_one_sentence(codec, tmp_path, change, words):
+    codec.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**codec.config, **change}))
+    with pytest.raises(cli.UserError, match=words):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize(
     "codes", [np.zeros((1, 3, 1)), np.zeros((1, 0, 2)), np.full((1, 3, 2), 32), -np.ones((1, 3, 2))]
 )
 def test_codes_that_are_not_the_codecs_get_one_sentence(codec, codes):

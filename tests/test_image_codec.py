@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from anygpt_tokenizers import train
 from anygpt_tokenizers.cli import UserError, load_config
 from anygpt_tokenizers.codec import load_codec, shipped_codec
@@ -211,6 +212,15 @@ def test_a_config_that_its_weights_do_not_fit_is_one_sentence(trained, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "codebook_size": 64}))
     with pytest.raises(UserError, match=r"forms/book has the shape \[48, .*asks for \[64, "):
         load_codec(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flat = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
+    for change, words in [
+        ({"tints": flat["tints"][:9]}, r"tints has the shape \[9, 3\] .*asks for \[48, 3\]"),
+        ({"forms/more": flat["tints"]}, r"forms/more has the shape \[48, 3\] .*asks for none"),
+    ]:
+        safetensors.numpy.save_file({**flat, **change}, tmp_path / "weights.safetensors")
+        with pytest.raises(UserError, match=words):
+            load_codec(tmp_path)
 
 
 def test_code_statistics_of_known_codes():

@@ -1,5 +1,6 @@
 """Importing published audio checkpoints: both spellings, every key accounted for, mistakes named."""
 
+import fractions
 import json
 
 import numpy as np
@@ -64,15 +65,16 @@ def test_every_spelling_of_keys_and_of_weight_norm_gives_the_same_weights(case, 
 def test_weight_norm_is_folded_along_the_first_axis():
     rng = np.random.default_rng(0)
     g, v = rng.normal(size=(3, 1, 1)), rng.normal(size=(3, 4, 5))
-    folded = importers.fold_weight_norm({"a.weight_g": g, "a.weight_v": v, "a.bias": g}, "here")
+    folded = importers.fold_weight_norm({"a.weight_g": g, "a.weight_v": v, "a.bias": g}, "here", {})
     assert set(folded) == {"a.weight", "a.bias"}
     for row in range(3):
         np.testing.assert_allclose(np.linalg.norm(folded["a.weight"][row]), abs(g[row, 0, 0]))
         np.testing.assert_allclose(folded["a.weight"][row], v[row] * g[row] / np.linalg.norm(v[row]))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", ["speech_elu", "encodec_music"])
-def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_path):
+def test_keys_that_are_missing_unknown_not_finite_or_of_another_shape_are_named(case, tmp_path):
     first = FIRST[case]
     key = f"{first}.bias"
 
@@ -90,6 +92,15 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_p
     def wider(state, config):
         state[key] = np.zeros(3, np.float32)
 
+    def broken(state, config):
+        state[key][1] = np.nan
+
+    def scaled(state, config):
+        next(state[name] for name in parts_of(state, first) if name.endswith(("_g", "original0")))[0] = np.inf
+
+    def empty(state, config):
+        next(state[name] for name in parts_of(state, first) if name.endswith(("_v", "original1")))[1] = 0
+
     def unfilled(state, config):
         state[next(name for name in state if name.endswith("inited"))][:] = 0
 
@@ -98,6 +109,9 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_p
         (half, ["encoder.layers.0.conv.weight_g", "only"]),
         (extra, ["quantizer.project_in.weight", "not known", "projected"]),
         (wider, [key, "(3,)", "(2,)"]),
+        (broken, [repr(key), "no finite numbers"]),
+        (scaled, [f"'{first}.", "no finite numbers"]),
+        (empty, [f"'{first}.", "only zeros in row 1"]),
         (unfilled, ["inited", "never filled"]),
     ]:
         folder = tmp_path / change.__name__
@@ -107,15 +121,12 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(case, tmp_p
 
 @pytest.mark.parametrize("case", ["speech_elu", "encodec_music"])
 def test_two_spellings_of_one_weight_are_both_named(case, tmp_path):
-    def parts(state):
-        return [name for name in state if name.startswith(FIRST[case]) and "weight" in name]
-
     def plain(state, config):  # which would win over the other two
-        _, v = parts(state)
+        _, v = parts_of(state, FIRST[case])
         state[f"{FIRST[case]}.weight"] = np.zeros_like(state[v])
 
     def twice(state, config):
-        for name in parts(state):
+        for name in parts_of(state, FIRST[case]):
             for new, old in zip(("weight_g", "weight_v"), ("original0", "original1"), strict=True):
                 if name.endswith((new, old)):
                     state[f"{FIRST[case]}.{new}"] = state[name].copy()
@@ -143,6 +154,10 @@ def test_two_spellings_of_one_weight_are_both_named(case, tmp_path):
         ("encodec_music", "trim_right_ratio", "1", "a number"),
         ("encodec_music", "sampling_rate", 0, "a whole number above 0"),
         ("encodec_music", "target_bandwidths", "24", "list numbers"),
+        ("encodec_music", "target_bandwidths", [float("nan")], "list numbers"),
+        ("encodec_music", "normalize", "yes", "true or false"),
+        ("encodec_music", "chunk_length_s", "1", "a number or null"),
+        ("encodec_music", "overlap", True, "a number or null"),
     ],
 )
 def test_a_value_of_another_kind_is_one_sentence(case, field, value, words, tmp_path):
@@ -154,20 +169,29 @@ def test_a_checkpoint_of_another_size_than_its_config_is_named(tmp_path):
     def other(state, config):
         config["dimension"] = 16
 
-    sentence = refused("speech_elu", tmp_path, other)
+    sentence = refused("speech_elu", tmp_path / "a", other)
     assert "has the shape" in sentence and "must be" in sentence
+    sentence = refused("encodec_music", tmp_path / "b", lambda state, config: config.update(compress=64))
+    assert "the values in its config make no net" in sentence
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("audio_channels", 3), ("norm_type", "layer_norm"), ("pad_mode", "circular"), ("overlap", 1.0)],
+    [
+        ("audio_channels", 3),
+        ("norm_type", "layer_norm"),
+        ("pad_mode", "circular"),
+        ("overlap", 1.0),
+        ("target_bandwidths", 0.1),
+        ("codebook_size", 1),
+    ],
 )
 def test_an_encodec_of_another_kind_is_refused_by_its_field(field, value, tmp_path):
     def change(state, config):
-        config.update({"chunk_length_s": 1.0, field: value})
+        config.update({"chunk_length_s": 1.0, field: [value] if field == "target_bandwidths" else value})
 
     sentence = refused("encodec_music", tmp_path, change)
-    assert field in sentence and repr(value) in sentence
+    assert f"config.json: {field} " in sentence and repr(value) in sentence
 
 
 def test_unusable_configs_and_files_get_one_sentence(tmp_path):
@@ -191,11 +215,65 @@ def test_unusable_configs_and_files_get_one_sentence(tmp_path):
         checkpoint_files.read_state(tmp_path / "nothing.pt")
 
 
+@pytest.mark.parity  # which is where torch is
+def test_torch_files_of_other_things_than_arrays_by_name_are_refused_without_torchs_advice(tmp_path):
+    import torch
+
+    for content, words in [
+        (
+            {"bias": torch.zeros(2), "args": fractions.Fraction(1)},
+            r"Python objects .*(fractions.Fraction)",
+        ),
+        ({0: torch.zeros(2)}, "not a state dict"),
+        ({"bias": torch.zeros(2), "epoch": 3}, "not a state dict"),
+    ]:
+        torch.save(content, tmp_path / "model.pt")
+        with pytest.raises(UserError, match=words) as caught:
+            checkpoint_files.read_state(tmp_path / "model.pt")
+        assert "weights_only" not in str(caught.value)
+    (tmp_path / "model.pt").write_text("<html>not found</html>")
+    with pytest.raises(UserError, match="damaged, no torch file"):
+        checkpoint_files.read_state(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value", "words"),
+    [
+        ("speech_snake", "activation", "ELU", "encoder_act/slope has the shape .* asks for none"),
+        ("speech_snake", "activation", "ReLU", "activation is 'ReLU'; there are ELU and Snake"),
+        ("speech_snake", "codebook_size", 64, "quantizer/embed has the shape"),
+        ("speech_snake", "quantizers", 2, "num_codebooks is 3, but quantizers.* are 2"),
+        ("speech_snake", "num_codebooks", True, "num_codebooks is True; it must be a whole number above 0"),
+        ("speech_snake", "strides", [5, 0], "strides is .* a list of whole numbers above 0"),
+        ("speech_snake", "compress", 64, "can't be used|has the shape"),
+        ("encodec_music", "conv_shortcut", True, "shortcut/.* is missing"),
+        ("encodec_music", "sample_rate", "32000", "sample_rate is '32000'; it must be a whole number"),
+        ("encodec_music", "normalize", "yes", "normalize is 'yes'; it must be true or false"),
+        ("encodec_music", "chunk_length_s", "1", "chunk_length_s is '1'; it must be a number or null"),
+    ],
+)
+def test_a_codec_whose_config_and_weights_are_of_two_nets_is_refused_when_loaded(
+    case, field, value, words, tmp_path
+):
+    write_checkpoint(case, tmp_path / "checkpoint")
+    import_checkpoint(case, tmp_path / "checkpoint", tmp_path / "codec", num_codebooks=3)
+    path = tmp_path / "codec" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UserError, match=words) as caught:
+        load_codec(tmp_path / "codec")
+    assert str(caught.value).startswith(str(tmp_path / "codec"))
+
+
 def test_configs_may_leave_out_what_transformers_fills_in(tmp_path):
     write_checkpoint("encodec_causal", tmp_path, lambda state, config: config.pop("use_conv_shortcut"))
     codec = import_checkpoint("encodec_causal", tmp_path, tmp_path / "codec", num_codebooks=2)
     assert codec.spec.conv_shortcut and codec.modality == "audio" and codec.num_codebooks == 2
     assert json.loads((tmp_path / "codec" / "config.json").read_text())["type"] == "encodec"
+
+
+def parts_of(state: dict, stem: str) -> list[str]:
+    """The keys of the two parts of a convolution's normalised weight."""
+    return [name for name in state if name.startswith(stem) and "weight" in name]
 
 
 def _rename(state: dict, old: str, new: str) -> None:

@@ -1,5 +1,6 @@
 """SoundStorm's decoding, in the original's way (also as recorded) and corrected, and its importer."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -116,6 +117,21 @@ def test_impossible_arguments_are_named(model):
             model.generate(*arguments, **options)
 
 
+def test_a_config_that_its_weights_do_not_fit_is_one_sentence(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, words in [
+        ({"codebook_size": 21}, r"code_embedding has the shape \[147, 32\] .*asks for \[154, 32\]"),
+        ({"depth": 3}, r"blocks/.* asks for \[3, "),
+        ({"dim": "32"}, "config.json has a field that can't be used"),
+        ({"width": 32}, "config.json has a field that can't be used"),
+        ({"decoding": {"mode": "other"}}, "config.json: SoundStorm decodes in mode"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UserError, match=words):
+            SoundStorm.from_pretrained(tmp_path)
+
+
 def test_both_ports_names_give_the_same_model_and_stray_keys_are_named(model, tmp_path):
     older = {
         "net1.0": "net.0",
@@ -141,6 +157,10 @@ def test_both_ports_names_give_the_same_model_and_stray_keys_are_named(model, tm
         ({f"{layer}1.conv.net.2.weight": zeros(128, 32, 3)}, r"1.conv.net.2.*3\), not \(128, 32, 1\)"),
         ({f"{layer}1.attn.fn.to_out.weight": zeros(32)}, r"to_out.*\(32,\), not \(32, 32\)"),
         ({f"{layer}x.post_norm.bias": zeros(32)}, "layers.x.post_norm.bias' is not known"),
+        (
+            {f"{layer}0.conv.net.0.bias": zeros(32) + np.nan},
+            r"net.0.bias' has values that are no finite",
+        ),
     ]:
         safetensors.numpy.save_file({**state, **change}, tmp_path / "wrong.safetensors")
         with pytest.raises(UserError, match=words):

@@ -103,6 +103,9 @@ def test_split_over_a_mesh_codes_and_pictures_are_the_same(codecs):
     other = VqganCodec(codec.config, codec.params).on_mesh(jax.make_mesh((4,), ("data",)))
     assert np.array_equal(other.encode(images), codes)
     assert np.abs(other.decode(codes).astype(int) - codec.decode(codes)).max() <= 1
+    with pytest.raises(UserError, match=r"has the axes \('model',\), not 'data'"):
+        other.on_mesh(jax.make_mesh((4,), ("model",)))
+    assert np.array_equal(other.encode(images), codes), "it left the mesh it was on"
 
 
 def test_wrong_codes_pictures_and_sizes_are_refused(codecs):

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from anygpt_tokenizers import residual_vq, spectral
-from anygpt_tokenizers.codec import in_batches
+from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import in_batches, shapes_of_net
+from anygpt_tokenizers.field_kinds import check_kind
 from anygpt_tokenizers.seanet import SeanetDecoder, SeanetEncoder
 from anygpt_tokenizers.sound_codec import SoundCodec, check_finite
 
@@ -54,9 +56,18 @@ class SeanetCodec(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict) -> "SeanetCodec":
-        """Takes the module's fields out of a codec's configuration."""
-        names = [name for name in cls.__dataclass_fields__ if name not in ("parent", "name")]
-        values = {name: config[name] for name in names if name in config}
+        """Takes the module's fields out of a codec's configuration; UserError for an unusable one."""
+        for name, known in (("front", ("waveform", "stft")), ("head", ("waveform", "istft"))):
+            if config[name] not in known:
+                raise UserError(f"{name} is {config[name]!r}; there are {' and '.join(known)}.")
+        kinds = {
+            name: f.type for name, f in cls.__dataclass_fields__.items() if name not in ("parent", "name")
+        }
+        values = {name: config[name] for name in kinds if name in config}
+        for name, value in values.items():
+            check_kind(name, value, kinds[name], zero=name in ("residual_layers", "refinements"))
+        if values["floor"] <= 0:
+            raise UserError(f"floor is {values['floor']!r}; it must be above 0.")
         return cls(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in values.items()})
 
     @property
@@ -135,6 +146,11 @@ class AudioCodec(SoundCodec):
         self.sample_rate = self.config["sample_rate"]
         self.hop_length = self.module.hop_length
         self.frame_rate = self.sample_rate / self.hop_length
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]]:
+        wave = jax.ShapeDtypeStruct((1, self.hop_length), jnp.float32)
+        books = (self.num_codebooks, self.codebook_size, self.module.dimension)
+        return shapes_of_net(self.module, wave, prefix="model/") | {"codebooks": books}
 
     @functools.cached_property
     def _encode(self):

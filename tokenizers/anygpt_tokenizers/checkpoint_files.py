@@ -5,6 +5,7 @@ Nothing is unpickled freely: a file is safetensors, or goes through torch's `wei
 
 import os
 import pickle
+import re
 import shutil
 import struct
 import tempfile
@@ -50,7 +51,7 @@ def read_state(path: Path) -> State:
 def read_torch(path: Path) -> dict:
     """The tensors of a file of torch's format by key; if it can be, each is read when it is first used."""
     state = _torch_dict(path)
-    if not all(hasattr(value, "numpy") for value in state.values()):
+    if not all(isinstance(key, str) and hasattr(value, "numpy") for key, value in state.items()):
         raise _no_state_dict(path)
     return state
 
@@ -93,6 +94,12 @@ def to_numpy(tensor: Any) -> np.ndarray:
     return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
 
 
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """The array as float32; a number too large for it becomes infinite, as `finite` then says."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32)
+
+
 def finite(array: np.ndarray, place: str | os.PathLike, key: str) -> np.ndarray:
     """The array itself; UserError names the tensor of a file that has values which are no finite numbers."""
     if not np.isfinite(array).all():
@@ -106,8 +113,19 @@ def _check_there(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    what = f"{path} can't be read as a checkpoint of plain arrays"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to unpickle it all the same
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            return UserError(
+                f"{what}: it is damaged, no torch file, or holds Python objects other than arrays."
+            )
+        return UserError(
+            f"{what}: it holds Python objects other than arrays ({found[1]}), which are never unpickled; "
+            "save the state dict alone."
+        )
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{path} can't be read as a checkpoint of plain arrays: {line}")
+    return UserError(f"{what}: {line}")
 
 
 def check_free(out: Path) -> None:

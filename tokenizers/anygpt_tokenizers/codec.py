@@ -21,8 +21,10 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
+from flax.errors import FlaxError
 
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.field_kinds import check_kind
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -37,6 +39,10 @@ CODEC_CLASSES = {
     "seed2": "anygpt_tokenizers.seed:SeedCodec",
     "vqgan": "anygpt_tokenizers.vqgan:VqganCodec",
 }
+
+
+# What making a net of values that make none raises, beside KeyError for one that isn't there.
+NO_NET = (TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, FlaxError)
 
 
 class MediaError(UserError):
@@ -86,6 +92,8 @@ class Codec(abc.ABC):
 
     def _describe(self, config: dict) -> None:
         self.config = json.loads(json.dumps({**config, "type": self.type}))
+        for name in ("num_codebooks", "codebook_size"):
+            check_kind(name, config[name], int)
         self.modality: str = config["modality"]
         self.num_codebooks: int = config["num_codebooks"]
         self.codebook_size: int = config["codebook_size"]
@@ -151,21 +159,17 @@ class Codec(abc.ABC):
         return codec
 
     def net_shapes(self) -> dict[str, tuple[int, ...]] | None:
-        """The shapes of `params` by name ("forms/book") that the configuration asks for; None: not known."""
+        """The shapes of all `params` by name ("forms/book") as the configuration asks for them.
+
+        None where they are not known.
+        """
         return None
 
     def check_params(self, directory: str | os.PathLike) -> None:
         """UserError names the first parameter that is not what the configuration asks for."""
-        found = {
-            name: np.shape(leaf) for name, leaf in traverse_util.flatten_dict(self.params, sep="/").items()
-        }
-        for name, shape in (self.net_shapes() or {}).items():
-            if found.get(name) != tuple(shape):
-                what = f"has the shape {list(found[name])}" if name in found else "is missing"
-                raise UserError(
-                    f"{directory}: {name} {what} in {WEIGHTS_FILE}, but {CONFIG_FILE} asks for "
-                    f"{list(shape)}; the two don't belong together, so copy or import the codec again."
-                )
+        shapes = self.net_shapes()
+        if shapes is not None:
+            check_shapes(self.params, shapes, directory)
 
 
 def load_codec(directory: str | os.PathLike) -> Codec:
@@ -204,6 +208,19 @@ def shapes_of_net(net: nn.Module, *inputs: jax.ShapeDtypeStruct, prefix: str = "
     """By name, the shapes of the parameters that a Flax module has for such inputs; computes nothing."""
     params = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     return {prefix + name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def check_shapes(params: dict, shapes: dict[str, tuple[int, ...]], directory: str | os.PathLike) -> None:
+    """UserError names the first parameter that is missing, of another shape, or not in `shapes`."""
+    found = {name: np.shape(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    for name in [*shapes, *found]:
+        if name not in shapes or found.get(name) != tuple(shapes[name]):
+            what = f"has the shape {list(found[name])}" if name in found else "is missing"
+            wanted = list(shapes[name]) if name in shapes else "none"
+            raise UserError(
+                f"{directory}: {name} {what} in {WEIGHTS_FILE}, but {CONFIG_FILE} asks for {wanted}; the two "
+                "don't belong together, so copy or import the codec again."
+            )
 
 
 def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, size: int = 32) -> np.ndarray:
@@ -246,13 +263,17 @@ def read_config(directory: Path) -> dict:
 
 @contextlib.contextmanager
 def config_mistakes(directory: Path) -> Iterator[None]:
-    """What a codec's constructor raises over a field that is missing or unusable becomes one sentence."""
+    """What is raised over a field that is missing or unusable becomes one sentence that names the file."""
     file, advice = directory / CONFIG_FILE, "copy or import the codec again"
     try:
         yield
+    except UserError as error:
+        if str(error).startswith(os.fspath(directory)):
+            raise
+        raise UserError(f"{file}: {error}") from error
     except KeyError as error:
         raise UserError(f"{file} has no field {error}; {advice}.") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except NO_NET as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file} has a field that can't be used ({line}); {advice}.") from error
 

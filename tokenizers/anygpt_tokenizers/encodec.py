@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.encodec_chunks import chunking_of, loudness, overlap_add
+from anygpt_tokenizers.encodec_chunks import check_scaling, chunking_of, loudness, overlap_add
 from anygpt_tokenizers.published_codec import ROWS, PublishedCodec, checked_lengths
 
 
@@ -45,6 +45,7 @@ class Encodec(PublishedCodec):
 
     def __init__(self, config: dict, params: dict):
         super().__init__(config, params)
+        check_scaling(self.config, self.sample_rate)
         self.normalize: bool = self.config.get("normalize", False)
         self.chunking = chunking_of(self.config, self.hop_length)
         self.has_scales = self.normalize or self.chunking is not None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.field_kinds import check_kind, is_number
 
 
 class Chunking(NamedTuple):
@@ -45,15 +46,19 @@ class Chunking(NamedTuple):
         return frames
 
 
-def check_scaling(config: dict, rate: int, place: str) -> None:
-    """UserError (beginning with `place`) if chunk_length_s and overlap make no chunks."""
+def check_scaling(config: dict, rate: int) -> None:
+    """UserError if normalize, chunk_length_s or overlap is of another kind, or the two make no chunks."""
     seconds, overlap = config.get("chunk_length_s"), config.get("overlap")
+    check_kind("normalize", config.get("normalize", False), bool)
+    for name, value in (("chunk_length_s", seconds), ("overlap", overlap)):
+        if value is not None and not is_number(value):
+            raise UserError(f"{name} is {value!r}; it must be a number or null.")
     if seconds is None:
         return
     if int(seconds * rate) < 1:
-        raise UserError(f"{place}: chunk_length_s is {seconds!r}; a chunk has at least one sample.")
+        raise UserError(f"chunk_length_s is {seconds!r}; a chunk has at least one sample.")
     if overlap is None or not 0 <= overlap < 1:
-        raise UserError(f"{place}: overlap is {overlap!r}; with chunk_length_s it is a share from 0 up to 1.")
+        raise UserError(f"overlap is {overlap!r}; with chunk_length_s it is a share from 0 up to 1.")
 
 
 def chunking_of(config: dict, hop: int) -> Chunking | None:

@@ -220,7 +220,7 @@ class ImageCodec(Codec):
 
     def net_shapes(self) -> dict[str, tuple[int, ...]]:
         forms = jax.ShapeDtypeStruct((1, self.fixed_frames, self.patch_size**2), jnp.float32)
-        return shapes_of_net(self.module, forms, prefix="forms/")
+        return shapes_of_net(self.module, forms, prefix="forms/") | {"tints": (self.codebook_size, 3)}
 
     @functools.cached_property
     def _encode(self):

@@ -7,22 +7,30 @@ so does weight normalisation (`weight_g` / `weight_v`, and torch's parametrizati
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from anygpt_tokenizers.checkpoint_files import State, check_free, read_state, write_new_directory
+from anygpt_tokenizers.checkpoint_files import (
+    State,
+    as_float32,
+    check_free,
+    finite,
+    read_state,
+    write_new_directory,
+)
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import NO_NET, config_mistakes
 from anygpt_tokenizers.encodec import Encodec
 from anygpt_tokenizers.encodec_chunks import check_scaling
+from anygpt_tokenizers.field_kinds import check_kind, is_number
 from anygpt_tokenizers.published_codec import PublishedCodec
-from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec, is_transposed
+from anygpt_tokenizers.published_seanet import MAY_BE_ZERO, SeanetSpec, is_transposed, shapes_of
 from anygpt_tokenizers.speechtokenizer import SpeechTokenizer
 
 # What transformers' EncodecConfig says where a config.json is silent.
@@ -81,14 +89,6 @@ ENCODEC_FIELDS = {
     "pad_mode": "pad_mode",
     "trim_right_ratio": "trim_right_ratio",
     "audio_channels": "channels",
-}
-# What a value of a config must be for a field of SeanetSpec, by the field's type.
-KINDS = {
-    int: "a whole number above 0",
-    bool: "true or false",
-    float: "a number",
-    str: "a text",
-    Sequence[int]: "a list of whole numbers above 0",
 }
 # Keys that decide nothing once training is over: the moving averages that the codebooks were made from.
 TRAINING_ONLY = re.compile(r"quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
@@ -156,12 +156,14 @@ def import_encodec(
             raise UserError(f"{src / 'config.json'}: {name} is {value!r}; only {allowed} is supported.")
     _check_kinds(fields, ENCODEC_FIELDS, ("sampling_rate",), src / "config.json")
     bandwidths = fields["target_bandwidths"]
-    if not isinstance(bandwidths, list) or not bandwidths or not all(map(_is_number, bandwidths)):
+    if not isinstance(bandwidths, list) or not bandwidths or not all(map(is_number, bandwidths)):
         raise UserError(f"{src / 'config.json'}: target_bandwidths is {bandwidths!r}; it must list numbers.")
     values = {ours: fields[theirs] for theirs, ours in ENCODEC_FIELDS.items()}
-    spec = SeanetSpec(**values, quantizers=_encodec_levels(fields), time_group_norm=time_group_norm)
+    quantizers = _encodec_levels(fields, src / "config.json")
+    spec = SeanetSpec(**values, quantizers=quantizers, time_group_norm=time_group_norm)
     scaling = {name: fields[name] for name in ("normalize", "chunk_length_s", "overlap")}
-    check_scaling(scaling, fields["sampling_rate"], os.fspath(src / "config.json"))
+    with config_mistakes(src):
+        check_scaling(scaling, fields["sampling_rate"])
     modality = modality or ("audio" if spec.causal else "music")
     files = [src / name for name in ("model.safetensors", "pytorch_model.bin") if (src / name).is_file()]
     if not files:
@@ -173,23 +175,28 @@ def import_encodec(
 def convert_state(state: State, spec: SeanetSpec, place: str) -> dict:
     """A checkpoint's arrays by key -> the parameters of `PublishedSeanet`, float32.
 
-    UserError (beginning with `place`) names a key that is missing, unknown, or of the wrong shape, and two
-    keys that are spellings of one.
+    UserError (beginning with `place`) names a key that is missing, unknown, of the wrong shape or with values
+    that aren't finite, and two keys that are spellings of one.
     """
     original = _spellings(state, place)
-    arrays = fold_weight_norm({canonical_key(key): value for key, value in state.items()}, place)
-    module = PublishedSeanet(spec)
-    example = jax.ShapeDtypeStruct((1, 16 * spec.hop_length), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    for key, value in state.items():
+        if not TRAINING_ONLY.fullmatch(canonical_key(key)):
+            finite(as_float32(value), place, key)
+    arrays = fold_weight_norm({canonical_key(key): value for key, value in state.items()}, place, original)
+    try:
+        shapes = shapes_of(spec)
+    except NO_NET as error:
+        raise UserError(f"{place}: the values in its config make no net ({error}).") from error
     params, used = {}, set()
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
+    for name, shape in shapes.items():
+        path = tuple(name.split("/"))
         keys, convert, back = _source(path, spec)
         for key in keys:
             if key not in arrays:
                 raise UserError(
                     f"{place}: the key {key!r} (in transformers' spelling) is missing; its config has it."
                 )
-            wanted = back(leaf.shape)
+            wanted = back(shape)
             if arrays[key].shape != wanted:
                 raise UserError(
                     f"{place}: {_shown(key, original)!r} has the shape {arrays[key].shape}; with this config "
@@ -225,8 +232,12 @@ def _spellings(state: State, place: str) -> dict[str, str]:
     return original
 
 
-def fold_weight_norm(arrays: State, place: str) -> State:
-    """Replaces weight_g and weight_v by weight = g · v / |v|, the norm over all axes but the first."""
+def fold_weight_norm(arrays: State, place: str, original: dict[str, str]) -> State:
+    """Replaces weight_g and weight_v by weight = g · v / |v|, the norm over all axes but the first.
+
+    UserError (beginning with `place`) names what is alone, of the wrong shape, or all zeros; `original` has
+    the checkpoint's own name of each array.
+    """
     folded = {key: value for key, value in arrays.items() if not key.endswith((".weight_g", ".weight_v"))}
     for key in arrays:
         if key.endswith((".weight_g", ".weight_v")):
@@ -239,6 +250,11 @@ def fold_weight_norm(arrays: State, place: str) -> State:
             norm = np.sqrt((v**2).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
             if g.shape != norm.shape:
                 raise UserError(f"{place}: {stem}_g has the shape {g.shape}; {stem}_v asks for {norm.shape}.")
+            if not norm.all():
+                raise UserError(
+                    f"{place}: {original[stem + '_v']!r} has only zeros in row {np.argmin(norm)}; weight "
+                    "norm divides them by their norm, 0, so that the weights are no finite numbers."
+                )
             folded[stem] = g * v / norm
     return folded
 
@@ -323,31 +339,23 @@ def _check_kinds(
     """UserError if a config's field is not of its kind: `names` (theirs -> SeanetSpec's), and `numbers`."""
     kinds = {field.name: field.type for field in dataclasses.fields(SeanetSpec)}
     for name, kind in [*((name, kinds[ours]) for name, ours in names.items()), *((n, int) for n in numbers)]:
-        value = fields[name]
-        if kind is int:
-            right = _is_size(value) or (value == 0 and names.get(name) == "residual_layers")
-        elif kind is float:
-            right = _is_number(value)
-        elif kind == Sequence[int]:
-            right = isinstance(value, list) and value and all(map(_is_size, value))
-        else:
-            right = isinstance(value, kind)
-        if not right:
-            raise UserError(f"{os.fspath(place)}: {name} is {value!r}; it must be {KINDS[kind]}.")
+        zero = names.get(name) in MAY_BE_ZERO
+        check_kind(f"{os.fspath(place)}: {name}", fields[name], kind, zero)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _encodec_levels(fields: dict) -> int:
-    frame_rate = -(-fields["sampling_rate"] // int(np.prod(fields["upsampling_ratios"])))
-    bits = (fields["codebook_size"] - 1).bit_length()
-    return int(1000 * fields["target_bandwidths"][-1] // (frame_rate * bits))
+def _encodec_levels(fields: dict, place: Path) -> int:
+    """How many levels the last of the bandwidths pays for; UserError if there is none."""
+    frame_rate = -(-fields["sampling_rate"] // math.prod(fields["upsampling_ratios"]))
+    bits = frame_rate * (fields["codebook_size"] - 1).bit_length()
+    if not bits:
+        raise UserError(f"{place}: codebook_size is 1; a codebook has at least 2 codes.")
+    levels = int(1000 * fields["target_bandwidths"][-1] // bits)
+    if levels < 1:
+        raise UserError(
+            f"{place}: target_bandwidths ends in {fields['target_bandwidths'][-1]!r} kbit/s; a level takes "
+            f"{bits / 1000} of them."
+        )
+    return levels
 
 
 def _write(

@@ -29,7 +29,12 @@ class OnMesh:
     _made_for_mesh: tuple[str, ...] = ("weights",)  # cached properties that another mesh makes void
 
     def on_mesh(self, mesh: Mesh, axis: str = "data") -> Self:
-        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices."""
+        """From now on runs with batches split over one axis of `mesh` and the weights on all its devices.
+
+        UserError if the mesh has no such axis.
+        """
+        if axis not in mesh.axis_names:
+            raise UserError(f"The mesh has the axes {mesh.axis_names}, not {axis!r}.")
         self.mesh, self._axis = automatic(mesh), axis
         self._forget_placed()
         return self

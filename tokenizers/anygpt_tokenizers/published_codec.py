@@ -15,9 +15,10 @@ import numpy as np
 
 from anygpt_tokenizers import published_programs as programs
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.field_kinds import check_kind
 from anygpt_tokenizers.long_clips import StreamDecoder, encode_long
 from anygpt_tokenizers.meshes import OnMesh
-from anygpt_tokenizers.published_seanet import PublishedSeanet, SeanetSpec
+from anygpt_tokenizers.published_seanet import MAY_BE_ZERO, PublishedSeanet, SeanetSpec, shapes_of
 from anygpt_tokenizers.sound_codec import SoundCodec, check_finite
 
 BLOCK = 50  # frames that the convolutions take at a time; lengths are padded to a multiple
@@ -40,12 +41,20 @@ class PublishedCodec(OnMesh, SoundCodec):
     def __init__(self, config: dict, params: dict):
         super().__init__(config, params)
         self.spec = spec_from_config(self.config)
+        if not 1 <= self.num_codebooks <= self.spec.quantizers:
+            raise UserError(
+                f"num_codebooks is {self.num_codebooks}, but quantizers, the levels in the weights, are "
+                f"{self.spec.quantizers}; a codec uses 1 to {self.spec.quantizers} of them."
+            )
         self.module = PublishedSeanet(self.spec)
         self.sample_rate = self.config["sample_rate"]
         self.channels = self.spec.channels
         self.hop_length = self.spec.hop_length
         self.frame_rate = self.sample_rate / self.hop_length
         self._programs: dict[tuple, Callable] = {}
+
+    def net_shapes(self) -> dict[str, tuple[int, ...]]:
+        return shapes_of(self.spec)
 
     @functools.cached_property
     def weights(self) -> dict:
@@ -264,7 +273,11 @@ def checked_lengths(lengths: Sequence[int] | None, rows: int, size: int, unit: s
 
 
 def spec_from_config(config: dict) -> SeanetSpec:
-    """The fields of `SeanetSpec` in a codec's configuration."""
-    names = [field.name for field in dataclasses.fields(SeanetSpec)]
-    values = {name: config[name] for name in names if name in config}
+    """The fields of `SeanetSpec` in a codec's configuration; UserError for a value of another kind."""
+    kinds = {field.name: field.type for field in dataclasses.fields(SeanetSpec)}
+    values = {name: config[name] for name in kinds if name in config}
+    for name, value in values.items():
+        if name != "semantic_dimension" or value is not None:
+            kind = int if name == "semantic_dimension" else kinds[name]
+            check_kind(name, value, kind, name in MAY_BE_ZERO)
     return SeanetSpec(**{**values, "strides": tuple(values["strides"])})

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_layers import (
     HIGHEST,
     Activation,
@@ -21,7 +22,10 @@ from anygpt_tokenizers.clip_layers import (
     ClipTransposedConv,
     Window,
 )
+from anygpt_tokenizers.codec import shapes_of_net
 from anygpt_tokenizers.lstm import Lstm
+
+MAY_BE_ZERO = ("residual_layers",)  # of the whole numbers in a SeanetSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,11 @@ class SeanetSpec:
     semantic_dimension: int | None = None
     channels: int = 1
     time_group_norm: bool = False
+
+    def __post_init__(self):
+        for name, known in (("activation", ("ELU", "Snake")), ("pad_mode", ("reflect", "constant"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(known)}.")
 
     @property
     def hop_length(self) -> int:
@@ -251,6 +260,12 @@ class PublishedSeanet(nn.Module):
         x = jnp.swapaxes(frames.x, 0, 1)
         y, _ = self.decoder_recurrence(x, jnp.ones(x.shape[:2], bool))
         return self.up(frames._replace(x=jnp.swapaxes(y, 0, 1))).x
+
+
+def shapes_of(spec: SeanetSpec) -> dict[str, tuple[int, ...]]:
+    """By parameter of `PublishedSeanet` ("encoder_out/kernel"): its shape; computes nothing."""
+    wave = jax.ShapeDtypeStruct((1, 16 * spec.hop_length), jnp.float32)
+    return shapes_of_net(PublishedSeanet(spec), wave)
 
 
 def is_transposed(path: tuple[str, ...], spec: SeanetSpec) -> bool:

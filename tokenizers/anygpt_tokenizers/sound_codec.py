@@ -7,6 +7,7 @@ import numpy as np
 
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import Codec, MediaError
+from anygpt_tokenizers.field_kinds import check_kind
 from anygpt_tokenizers.media_audio import read_audio, write_audio
 
 
@@ -15,6 +16,10 @@ class SoundCodec(Codec):
 
     kind = "audio"
     channels = 1
+
+    def _describe(self, config: dict) -> None:
+        super()._describe(config)
+        check_kind("sample_rate", config["sample_rate"], int)
 
     def encode_usable(self, items: Sequence[np.ndarray]) -> tuple[list[np.ndarray], dict[int, MediaError]]:
         """As `encode_many`, but an unusable clip costs no other: (codes of the rest, what is wrong by index).

@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers import codec
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
+from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec, shapes_of
 
 TINY = 1e-10  # what the original adds inside logarithms, and its lowest temperature
 
@@ -164,12 +164,15 @@ class SoundStorm:
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> Self:
-        """Reads what `save_pretrained` wrote."""
+        """Reads what `save_pretrained` wrote; UserError if config and weights don't belong together."""
         config, params = codec.read_directory(Path(directory))
         if config.pop("type", None) != "soundstorm":
             raise UserError(f"{directory} holds no SoundStorm; import one with import-soundstorm.")
-        options = Options(**config.pop("decoding", {}))
-        return cls(SoundStormSpec(**config), params, options)
+        with codec.config_mistakes(Path(directory)):
+            options = Options(**config.pop("decoding", {}))
+            spec = SoundStormSpec(**config)
+            codec.check_shapes(params, shapes_of(spec), directory)
+        return cls(spec, params, options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))

@@ -4,15 +4,13 @@ import os
 import re
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from anygpt_tokenizers.checkpoint_files import State, read_state, write_new_directory
+from anygpt_tokenizers.checkpoint_files import State, as_float32, finite, read_state, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.soundstorm import Options, SoundStorm
-from anygpt_tokenizers.soundstorm_net import SoundStormNet, SoundStormSpec
+from anygpt_tokenizers.soundstorm_net import SoundStormSpec, shapes_of
 
 # How AnyGPT decodes with its published model.
 PUBLISHED = Options(steps=3, mode="reference")
@@ -62,16 +60,13 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
         canonical = OLDER.sub(lambda found: f"{found[1]}.{OLDER_NAMES[found[2]]}.", key)
         arrays[canonical], original[canonical] = value, key
     spec = spec_of(arrays, original, heads, place)
-    module = SoundStormNet(spec)
-    example = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2, spec.levels), (1, 2))]
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example, jnp.ones((1, 2), bool))["params"]
     params, used = {}, set()
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
-        parts = []
+    for name, whole in shapes_of(spec).items():
+        path, parts = tuple(name.split("/")), []
         for key in _keys(path, spec):
             if key not in arrays:
                 raise UserError(f"{place}: the key {key!r} is missing.")
-            shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
+            shape = whole[1:] if path[0] == "blocks" else whole
             part, wanted = arrays[key], _original_shape(path, shape)
             # In these two, only the number of 1s beside the sizes differs between versions of einops.
             loose = path[-1] in ("conv_scale", "logits_bias") and part.size == np.prod(wanted)
@@ -79,8 +74,8 @@ def import_soundstorm(ckpt: str | os.PathLike, out: str | os.PathLike, heads: in
                 raise UserError(
                     f"{place}: {original[key]!r} has the shape {part.shape}, not {wanted} as by the others."
                 )
-            part = (part.transpose() if path[-1] == "kernel" else part).reshape(shape)
-            parts.append(part.astype(np.float32))
+            part = finite(as_float32(part), place, original[key])
+            parts.append((part.transpose() if path[-1] == "kernel" else part).reshape(shape))
             used.add(key)
         params[path] = np.stack(parts) if path[0] == "blocks" else parts[0]
     unknown = sorted(set(arrays) - used)

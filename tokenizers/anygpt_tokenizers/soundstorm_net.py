@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from anygpt_tokenizers.codec import shapes_of_net
 from anygpt_tokenizers.trainable_conv import depthwise
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -72,6 +73,12 @@ class SoundStormNet(nn.Module):
         )
         bias = self.param("logits_bias", nn.initializers.zeros, (spec.levels, spec.codebook_size))
         return jnp.einsum("bnqd,qdc->bnqc", x, kernel, precision=HIGHEST) + bias
+
+
+def shapes_of(spec: SoundStormSpec) -> dict[str, tuple[int, ...]]:
+    """By parameter of `SoundStormNet` ("blocks/query/kernel"): its shape; computes nothing."""
+    codes, semantic = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2, spec.levels), (1, 2)))
+    return shapes_of_net(SoundStormNet(spec), codes, semantic, jax.ShapeDtypeStruct((1, 2), bool))
 
 
 class ConformerBlock(nn.Module):
