@@ -90,6 +90,7 @@ ENCODEC_FIELDS = {
     "trim_right_ratio": "trim_right_ratio",
     "audio_channels": "channels",
 }
+MOST_LEVELS = 1024  # of codebooks; more are a mistake in a config
 # Keys that decide nothing once training is over: the moving averages that the codebooks were made from.
 TRAINING_ONLY = re.compile(r"quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
 
@@ -349,13 +350,13 @@ def _encodec_levels(fields: dict, place: Path) -> int:
     bits = frame_rate * (fields["codebook_size"] - 1).bit_length()
     if not bits:
         raise UserError(f"{place}: codebook_size is 1; a codebook has at least 2 codes.")
-    levels = int(1000 * fields["target_bandwidths"][-1] // bits)
-    if levels < 1:
+    levels = 1000 * fields["target_bandwidths"][-1] // bits
+    if not 1 <= levels <= MOST_LEVELS:
         raise UserError(
             f"{place}: target_bandwidths ends in {fields['target_bandwidths'][-1]!r} kbit/s; a level takes "
-            f"{bits / 1000} of them."
+            f"{bits / 1000} of them, and 1 to {MOST_LEVELS} levels are supported."
         )
-    return levels
+    return int(levels)
 
 
 def _write(
