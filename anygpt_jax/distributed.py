@@ -6,8 +6,10 @@ import importlib.metadata
 import itertools
 import json
 import os
+import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,15 +31,21 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "any
 _TEXT_BYTES = 1024  # of one host's description when hosts exchange them
 
 
-def start(coordinator: str | None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def start(
+    workdir: str | os.PathLike,
+    coordinator: str | None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
     """Connects this process with the others; call it before anything else of JAX.
 
     Args:
+      workdir: The directory of the run, which all hosts share; there they leave word until all have come.
       coordinator: None for a run of one process; "auto" where the cluster says who is there (Cloud TPU, GKE,
         Slurm, Open MPI); else HOST:PORT of process 0, with the other two arguments.
 
-    A host that waits for the others longer than SECONDS ends with one sentence; it cannot say for whom, as
-    JAX's service answers no question before all have come.
+    A host that waits for the others longer than SECONDS ends with one sentence: who did not come or, with
+    "auto", who did.
 
     Raises:
       UserError: the arguments do not belong together, or the cluster does not say who is there.
@@ -48,9 +56,10 @@ def start(coordinator: str | None, num_processes: int | None = None, process_id:
     if coordinator != AUTO and (num_processes is None or process_id is None):
         raise UserError(f"--coordinator={coordinator} needs --num_processes and --process_id.")
     whom = f"{num_processes or 'all'} hosts at {coordinator}" if where else "the cluster's hosts"
+    arrival = _Arrival(f"waiting for {whom}", storage.locate(workdir), num_processes, process_id)
     try:
         # When jax's own time is over it aborts the process with a stack trace; ours ends first.
-        with _watchdog(_Stage(f"waiting for {whom}")):
+        with _watchdog(arrival), arrival.announced():
             jax.distributed.initialize(
                 **where,
                 num_processes=num_processes,
@@ -104,6 +113,46 @@ def preflight(workdir: str | os.PathLike, config: Any) -> None:
         _check_shared(storage.locate(workdir))
 
 
+class _Arrival:
+    """A host on its way into the run: JAX's service answers no question before all have come, so each leaves
+    the time of its start in the working directory."""
+
+    _PREFIX = ".waiting-"
+
+    def __init__(
+        self, name: str, workdir: epath.Path, num_processes: int | None = None, process_id: int | None = None
+    ):
+        self.name = name
+        self._workdir = workdir
+        self._num_processes = num_processes
+        label = socket.gethostname() if process_id is None else process_id
+        self._word = workdir / f"{self._PREFIX}{label}"
+
+    @contextlib.contextmanager
+    def announced(self) -> Iterator[None]:
+        """This host's word lies there until the body is through; after a failure it stays for the others."""
+        storage.make_directory(self._workdir)
+        storage.write_text(self._word, str(time.time()))
+        yield
+        self._word.unlink(missing_ok=True)
+
+    def who_is_missing(self) -> str:
+        """The hosts that left no word of late, or those that did where their number is not known."""
+        late = time.time() - 2 * SECONDS  # older words are of another attempt
+        words = [name for name in storage.names(self._workdir) if name.startswith(self._PREFIX)]
+        try:
+            started = {name: float(storage.read_text(self._workdir / name)) for name in words}
+        except (OSError, ValueError, UserError):  # taken away meanwhile, or the storage does not answer
+            return _UNKNOWN
+        here = {name.removeprefix(self._PREFIX) for name, at in started.items() if at > late}
+        if self._num_processes is None:
+            return f"these have come: {', '.join(sorted(here))}"
+        absent = [str(index) for index in range(self._num_processes) if str(index) not in here]
+        if not absent:
+            return "all have come, but cannot reach that address"
+        return f"host{'s' * (len(absent) > 1)} {', '.join(absent)} left no word in {self._workdir}"
+
+
 class _Stage:
     """What is being done, and which hosts have come to it: each leaves a key at the coordination service."""
 
@@ -118,7 +167,7 @@ class _Stage:
 
     def who_is_missing(self) -> str:
         """The hosts that did not come, as far as that can be told."""
-        if self._key is None:  # before all are connected the service tells nobody anything
+        if self._key is None:  # no host has said where it is
             return _UNKNOWN
         try:
             keys = self._service().key_value_dir_get(self._key)
@@ -218,7 +267,7 @@ def _check_shared(workdir: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _watchdog(stage: _Stage) -> Iterator[None]:
+def _watchdog(stage: _Arrival | _Stage) -> Iterator[None]:
     """Ends the process when its body takes longer than SECONDS: a collective that hangs cannot be left."""
 
     def give_up():

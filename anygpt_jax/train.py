@@ -35,7 +35,7 @@ def main(positional: list[str]) -> int:
         raise cli.UserError("Give the directory of the run as --workdir=DIR.")
     allocator.keep_freed_memory()
     allocator.take_most_of_gpus()
-    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    distributed.start(_WORKDIR.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     return ending.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
 
 

@@ -185,18 +185,37 @@ def test_an_address_needs_the_number_of_processes(tmp_path, packed, start):
     assert "needs --num_processes and --process_id" in errors.splitlines()[-1]
 
 
-@pytest.mark.parametrize("process_id", [0, 1])
-def test_a_host_that_waits_in_vain_ends_with_one_sentence(process_id):
+def _wait_in_vain(workdir, *where):
+    """The last line of a host that waits for others, which do not come."""
     code = (
         "from anygpt_jax import distributed\n"
         "distributed.SECONDS = 3\n"
-        f"distributed.start('{_free_address()}', 2, {process_id})"
+        f"distributed.start({str(workdir)!r}, {', '.join(map(repr, where))})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    lines = done.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: waiting for 2 hosts at ") and "a host is missing" in lines[-1]
     assert "Traceback" not in done.stderr and "stack trace" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("process_id", "absent"), [(0, "hosts 1, 2"), (1, "hosts 0, 2")])
+def test_a_host_that_waits_in_vain_names_those_that_did_not_come(tmp_path, process_id, absent):
+    (tmp_path / ".waiting-2").write_text(str(time.time() - 3600))  # came to an earlier attempt
+    last = _wait_in_vain(tmp_path, _free_address(), 3, process_id)
+    assert last.startswith("error: waiting for 3 hosts at "), last
+    assert last.endswith(f"took over 3 s; {absent} left no word in {tmp_path}."), last
+
+
+def test_where_their_number_is_not_known_those_that_came_are_named(tmp_path):
+    (tmp_path / ".waiting-host-b").write_text(str(time.time()))
+    (tmp_path / ".waiting-host-c").write_text("")
+    arrival = distributed._Arrival("waiting", tmp_path)
+    assert arrival.who_is_missing() == "a host is missing or hangs"
+    (tmp_path / ".waiting-host-c").write_text(str(time.time()))
+    with arrival.announced():
+        here = sorted([socket.gethostname(), "host-b", "host-c"])
+        assert arrival.who_is_missing() == f"these have come: {', '.join(here)}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".waiting-host-b", ".waiting-host-c"]
 
 
 def test_a_host_that_hangs_before_the_preflight_is_named(tmp_path):
@@ -206,7 +225,7 @@ def test_a_host_that_hangs_before_the_preflight_is_named(tmp_path):
         code = (
             "import time, jax, multihost_config\n"
             "from anygpt_jax import distributed\n"
-            f"distributed.start('{address}', 3, {process_id})\n"
+            f"distributed.start({str(tmp_path)!r}, '{address}', 3, {process_id})\n"
             "jax.devices()\n"
             "distributed.SECONDS = 5\n" + then
         )
