@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.codec import Codec, load_codec, shipped_codec
+from anygpt_tokenizers.codec import CONFIG_FILE, Codec, load_codec, shipped_codec
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
@@ -156,7 +156,7 @@ def write_companions(
     text_tokenizer: TextTokenizer,
     codec_dirs: Mapping[str, str | None],
 ) -> None:
-    """Writes vocabulary, text model and codecs beside the checkpoints, once.
+    """Writes vocabulary, text model and codecs beside the checkpoints, where one of them is not there.
 
     Raises:
       UserError: the directory belongs to another vocabulary, or a codec's hash is not the vocabulary's.
@@ -165,14 +165,16 @@ def write_companions(
     path = workdir / VOCABULARY
     if path.exists():
         vocabulary.check(Vocabulary.load(path), here="the packed data", there=f"the checkpoint in {workdir}")
-        return
-    text_tokenizer.save(workdir / TEXT_MODEL)
+    whole = path.exists()  # written last
+    if not (whole and (workdir / TEXT_MODEL).exists()):
+        text_tokenizer.save(workdir / TEXT_MODEL)
     for name, modality in vocabulary.modalities.items():
-        if modality.codec_hash:
+        if modality.codec_hash and not (whole and (workdir / CODECS / name / CONFIG_FILE).exists()):
             codec = _find_codec(name, modality.codec_hash, codec_dirs.get(name))
             with storage.Outbox(workdir / CODECS / name) as directory:
                 codec.save_pretrained(directory)
-    vocabulary.save(path)  # last: its presence says that everything else is there
+    if not whole:
+        vocabulary.save(path)
 
 
 def _find_codec(name: str, wanted_hash: str, directory: str | None) -> Codec:

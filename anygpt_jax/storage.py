@@ -8,6 +8,7 @@ knows how to write local files (codecs, logs) writes to an `Outbox`, and reads w
 import atexit
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib.util
 import os
@@ -27,6 +28,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 _GCS = "gs://"
+_LOCK = ".lock"
 _PIECE = 16 << 20  # bytes read at a time
 _SECONDS = 30  # until a bucket that does not answer is given up
 
@@ -67,6 +69,22 @@ def make_directory(path: epath.Path) -> None:
         raise UserError(
             f"{path} cannot be used as a directory to write to ({error.strerror or error}); give another one."
         ) from error
+
+
+@contextlib.contextmanager
+def held(directory: epath.Path) -> Iterator[None]:
+    """Nobody else holds the directory meanwhile; UserError if somebody does. A bucket knows no such lock."""
+    if in_bucket(directory):
+        yield
+        return
+    with open(directory / _LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another run is writing to {directory}; wait for its end, or give another --workdir."
+            ) from None
+        yield
 
 
 def names(directory: epath.Path) -> list[str]:

@@ -35,6 +35,7 @@ class FakeData:
         self.vocabulary = small_vocabulary()
         self.directions = self.vocabulary.directions()
         self.text_tokenizer = NoText()
+        self.contents = {}
         self.seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

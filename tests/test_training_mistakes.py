@@ -1,6 +1,7 @@
 """A user's mistake in a config, a directory or a resumed run is one sentence, and spoils nothing."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from fake_data import FakeData
 from test_packing import pack
 from test_training import curve, dummy_config, one_device
 
+from anygpt_jax import storage
 from anygpt_jax.training import loop
+from anygpt_jax.training.metrics_log import read_metrics
 
 
 def test_an_address_of_another_kind_is_no_working_directory():
@@ -32,6 +35,18 @@ def test_a_working_directory_that_cannot_be_one_is_one_sentence(tmp_path, name):
         ({"checkpoint__every": 0}, "config.checkpoint.every = 0; it must be at least 1"),
         ({"log_every": 0}, "config.log_every = 0; it must be at least 1"),
         ({"steps": 0}, "config.steps = 0; it must be at least 1"),
+        (
+            {"optimizer__warmup": 1000.0},
+            "warmup = 1000.0; it must be a fraction of config.steps",
+        ),
+        ({"optimizer__final": -1.0}, "final = -1.0; it must be a fraction of the highest learning rate"),
+        ({"optimizer__learning_rate": -1.0}, "learning_rate = -1.0; it must be at least 0"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate = nan; it must be at least 0"),
+        ({"optimizer__clip": float("inf")}, "clip = inf; it must be at least 0 and finite"),
+        ({"optimizer__b2": 1.0}, "b2 = 1.0; it must be at least 0 and below 1"),
+        ({"optimizer__eps": 0.0}, "eps = 0.0; it must be above 0"),
+        ({"optimizer__skip_spikes": 0.5}, "skip_spikes = 0.5; it must be above 1, .* or 0 to skip nothing"),
+        ({"loss_weights__image": -1.0}, "loss_weights.image = -1.0; it must be at least 0"),
         ({"optimizer__accumulation": 0}, "config.optimizer.accumulation = 0; it must be at least 1"),
         ({"model__loss_tile": 0}, "loss_tile is 0; it must be above 0"),
         ({"model__num_heads": -4}, "num_heads is -4; it must be above 0"),
@@ -44,6 +59,64 @@ def test_a_number_that_makes_no_training_is_one_sentence_and_writes_nothing(tmp_
     with pytest.raises(UserError, match=sentence):
         loop.train(dummy_config(**changes), tmp_path / "run", FakeData(), one_device())
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_clipping_at_0_is_no_clipping(tmp_path):
+    losses = []
+    for clip in (0.0, 1e9):
+        config = dummy_config(steps=5, optimizer__clip=clip)
+        losses.append(loop.train(config, tmp_path / str(clip), FakeData(), one_device())["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_a_directory_that_another_run_writes_to_is_refused(tmp_path):
+    with storage.held(tmp_path), pytest.raises(UserError, match=r"Another run is writing to .*--workdir"):
+        loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())
+    assert loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())["loss"] > 0
+
+
+@pytest.mark.parametrize("damage", [b"garbage", b"\xff\xfe", b"[3]", b'{"loss": 1.0}'])
+def test_a_line_of_the_log_that_is_no_row_is_left_out(tmp_path, capsys, damage):
+    row = {"step": 1, "loss": 2.0}
+    (tmp_path / "metrics.jsonl").write_bytes(damage + b"\n" + json.dumps(row).encode() + b"\n")
+    assert read_metrics(tmp_path) == [row]
+    assert "Line 1 of" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_beside_other_data_and_lost_files(tmp_path, capsys):
+    pack(tmp_path, [7, 9, 12] * 8)
+    config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=32, steps=1)
+    loop.train(config, tmp_path / "run", devices=one_device())
+    model = tmp_path / "run" / "text.model"
+    was = model.read_bytes()
+    model.unlink()
+    pack(tmp_path, [7, 9, 12] * 9)
+    capsys.readouterr()
+    loop.train(config, tmp_path / "run", devices=one_device())
+    said = "".join(capsys.readouterr())
+    assert "have other rows than when the run in" in said and "read twice" in said
+    assert "Nothing to train: step 1 of config.steps = 1 is there already." in said
+    assert model.read_bytes() == was
+
+
+def test_a_damaged_shard_ends_the_run_by_its_name_and_the_checkpoint_stands(tmp_path):
+    pack(tmp_path, [7, 9, 12] * 40, window=60)
+    config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=32, checkpoint__every=1, steps=1)
+    loop.train(config, tmp_path / "run", devices=one_device())
+    shard = tmp_path / "packed" / "a" / "data-00001.arrayrecord"
+    data = bytearray(shard.read_bytes())
+    data[1000:1400] = bytes(400)
+    config.steps = 20
+    for damaged in (bytes(data), data[:1000], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"data-00001.arrayrecord is damaged \(.*; copy it again"):
+            loop.train(config, tmp_path / "run", devices=one_device())
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+    meta = tmp_path / "packed" / "meta.json"
+    for text in (meta.read_text()[:20], "[]"):
+        meta.write_text(text)
+        with pytest.raises(UserError, match=r"meta.json' is damaged|packed by another version"):
+            loop.train(config, tmp_path / "run", devices=one_device())
 
 
 def test_a_run_goes_on_with_its_own_optimizer_only(tmp_path):

@@ -27,8 +27,8 @@ class PackedData:
     Within a data set every row comes exactly once per epoch, in an order that differs from epoch to epoch;
     data sets are mixed at fixed rates.
 
-    Attributes: `seq_len`, `vocabulary`, `directions` (index = direction id), `text_tokenizer`, and `records`,
-    the number of rows per data set.
+    Attributes: `seq_len`, `vocabulary`, `directions` (index = direction id), `text_tokenizer`,
+    `contents`, per data set its numbers of rows, documents and tokens, and `records`, its rows alone.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class PackedData:
         self.directions: list[str] = meta["directions"]
         self.vocabulary = Vocabulary.load(directory / packing.VOCABULARY)
         self.text_tokenizer = TextTokenizer(directory / packing.TEXT_MODEL)
-        self.records = {name: entry["records"] for name, entry in meta["datasets"].items()}
+        self.contents: dict[str, dict] = meta["datasets"]
+        self.records = {name: entry["records"] for name, entry in self.contents.items()}
         rates = _rates(mixture, self.records, directory)
         rows = [self._open(directory / name, name, seed) for name in rates]
         self._rows = grain.MapDataset.mix(rows, list(rates.values()))
@@ -106,8 +107,11 @@ def _read_meta(directory: Path) -> dict:
         raise UserError(
             f"{str(directory)!r} is not packed data: it has no {packing.META}; make it with anygpt_jax.pack."
         )
-    meta = json.loads(path.read_text(encoding="utf-8"))
-    if meta.get("version") != packing.FORMAT_VERSION or "datasets" not in meta:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); copy it or pack again.") from error
+    if not isinstance(meta, dict) or meta.get("version") != packing.FORMAT_VERSION or "datasets" not in meta:
         raise UserError(f"{str(directory)!r} was packed by another version of this program; pack again.")
     return meta
 

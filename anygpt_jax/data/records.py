@@ -8,6 +8,7 @@ documents:
     uint8 [⌈tokens / 8⌉] bits: is an answer | uint16 or uint32 [tokens] ids
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -113,12 +114,55 @@ def write_records(path: str | os.PathLike, records: Sequence[bytes]) -> None:
     os.replace(partial, path)
 
 
-def open_records(directory: str | os.PathLike) -> grain.sources.RandomAccessDataSource:
-    """All records of a directory's ArrayRecord files, in the order of their names."""
+def open_records(directory: str | os.PathLike) -> "Records":
+    """All records of a directory's ArrayRecord files, in the order of their names.
+
+    UserError if there are none, or if a file is damaged: now if it is cut, else when the record is read.
+    """
     paths = sorted(str(path) for path in Path(directory).glob(f"*{SUFFIX}"))
     if not paths:
         raise UserError(f"There are no records ({SUFFIX} files) in {os.fspath(directory)!r}.")
-    return grain.sources.ArrayRecordDataSource(paths)
+    return Records(paths)
+
+
+class Records:
+    """A random-access source of Grain's that says which file is damaged."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = paths
+        with self._naming_what_is_damaged():
+            self._source = grain.sources.ArrayRecordDataSource(paths)
+            self._size = len(self._source)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> bytes:
+        with self._naming_what_is_damaged(index):
+            return self._source[index]
+
+    @contextlib.contextmanager
+    def _naming_what_is_damaged(self, index: int | None = None) -> Iterator[None]:
+        """While the files are opened, or the record `index` of all is read."""
+        try:
+            yield
+        except RuntimeError as error:
+            path, reason = self._damaged(index), str(error).splitlines()[0]
+            raise UserError(
+                f"{path} is damaged ({reason}); copy it again, or tokenise or pack again."
+            ) from error
+
+    def _damaged(self, index: int | None) -> str:
+        """The first file that cannot be opened, or the one of a record."""
+        for path in self._paths:
+            try:
+                size = len(grain.sources.ArrayRecordDataSource([path]))
+            except RuntimeError:
+                return path
+            if index is not None and index < size:
+                return path
+            index = index and index - size
+        return os.path.dirname(self._paths[0])
 
 
 def read_items(directory: str | os.PathLike) -> Iterator[TokenItem]:

@@ -50,7 +50,7 @@ def get_config() -> config_dict.ConfigDict:
         "b1": 0.9,
         "b2": 0.95,
         "eps": 1e-8,
-        "clip": 1.0,
+        "clip": 1.0,  # of the gradient's norm over all parameters; 0: none
         # Updates whose gradient norm is over this multiple of its running mean are left out; 0: none is.
         "skip_spikes": 0.0,
         # The same of the loss, whose spikes are lower.

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -23,7 +22,7 @@ from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_compani
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
-from anygpt_jax.training import metrics_log
+from anygpt_jax.training import checks, metrics_log
 from anygpt_jax.training.ending import DivergedError, StoppedError, StopSignals, disk_space, make_room
 from anygpt_jax.training.optimizer import as_saved, as_wanted, make_optimizer
 from anygpt_jax.training.state import TrainState, abstract_state, init_state
@@ -48,12 +47,12 @@ def train(
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
     workdir = storage.locate(workdir)
-    _check_numbers(config)
+    checks.check_numbers(config)
     distributed.preflight(workdir, config)
     source, length = config.data, config.pack.seq_len
     data = data or open_data(source.dir, source.mixture, source.batch_size, config.seed, length)
-    run, state, step = _set_up(config, workdir, data, devices)
     with contextlib.ExitStack() as stack:
+        run, state, step = _set_up(config, workdir, data, devices, stack)
         stack.enter_context(disk_space(run.checkpoint))
         stack.callback(run.log.close)
         stack.push(make_room(run.checkpoint))  # again: until it is closed, threads may still write
@@ -63,9 +62,13 @@ def train(
 
 
 def _set_up(
-    config: Any, workdir: epath.Path, data: PackedData, devices: Sequence[jax.Device] | None
+    config: Any,
+    workdir: epath.Path,
+    data: PackedData,
+    devices: Sequence[jax.Device] | None,
+    stack: contextlib.ExitStack,
 ) -> tuple["_Run", TrainState, int]:
-    """Everything that the loop needs, and the state of the step it begins at."""
+    """Everything that the loop needs, and the state of the step it begins at; `stack` holds the directory."""
     # ---------------------------------------------------------------- model, mesh, optimizer
     vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
     model = model_config(config.model, vocabulary)
@@ -78,11 +81,16 @@ def _set_up(
     abstract = abstract_state(model, optimizer, objective.zero_sums(), mesh, config.rules)
 
     # ---------------------------------------------------------------- state: resumed or fresh
-    distributed.on_primary(lambda: _prepare(workdir, data, config.codecs))
+    distributed.on_primary(lambda: _prepare(workdir, data, config.codecs, stack))
     checkpoint = JointCheckpoint(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
     checkpoint.discard_unfinished()  # of a run that was killed while it saved
-    meta = {"model": model.to_dict(), "vocabulary": vocabulary.to_json(), "config": _plain(config)}
-    state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, vocabulary)
+    meta = {
+        "model": model.to_dict(),
+        "vocabulary": vocabulary.to_json(),
+        "config": checks.plain(config),
+        "data": data.contents,
+    }
+    state, step = _resume_or_init(checkpoint, optimizer, config, abstract, model, data)
     if distributed.is_primary():
         storage.write_text(workdir / "parameters.txt", sharding.describe(state.params) + "\n")
 
@@ -129,6 +137,8 @@ class _Run:
     def steps(self, state: TrainState, step: int, stop: StopSignals) -> dict[str, float]:
         """From `step` to the config's last; the last logged row."""
         config, rate, row = self.config, self.rate, self.log.last_row
+        if step >= config.steps:
+            self.log.note(f"Nothing to train: step {step} of config.steps = {config.steps} is there already.")
         timer = _Timer(config.checkpoint.minutes)
         batches = self.data.iterator(step, config.data.prefetch)
         unchecked = None  # the record of the newest step that has not been looked at
@@ -181,31 +191,10 @@ class _Run:
         return state, row
 
 
-def _check_numbers(config: Any) -> None:
-    """UserError names a number that makes no training, before anything is written."""
-    policy = config.checkpoint
-    for name, value, least in [
-        ("steps", config.steps, 1),
-        ("log_every", config.log_every, 1),
-        ("checkpoint.every", policy.every, 1),
-        ("checkpoint.keep", policy.keep, 1),
-        ("checkpoint.keep_every", policy.keep_every, 0),
-        ("checkpoint.minutes", policy.minutes, 0),
-        ("eval.every", config.eval.every, 0),
-        ("eval.batches", config.eval.batches, 1),
-    ]:
-        if value < least:
-            raise UserError(f"config.{name} = {value}; it must be at least {least}.")
-    if policy.keep_every % policy.every:
-        raise UserError(
-            f"config.checkpoint.keep_every = {policy.keep_every} is no multiple of config.checkpoint.every = "
-            f"{policy.every}, so not all of its multiples would be saved; choose one that is."
-        )
-
-
-def _prepare(workdir: epath.Path, data: PackedData, codec_dirs: Any) -> None:
+def _prepare(workdir: epath.Path, data: PackedData, codec_dirs: Any, stack: contextlib.ExitStack) -> None:
     """What is done once, before any process looks for a checkpoint."""
     storage.make_directory(workdir)
+    stack.enter_context(storage.held(workdir))
     write_companions(workdir, data.vocabulary, data.text_tokenizer, codec_dirs)
     for sentence in integrity.set_aside_damaged(workdir):
         print(sentence, file=sys.stderr)
@@ -259,7 +248,7 @@ def _resume_or_init(
     config: Any,
     abstract: TrainState,
     model: DecoderConfig,
-    vocabulary: Vocabulary,
+    data: PackedData,
 ) -> tuple[TrainState, int]:
     step = checkpoint.latest_step()
     if step is None:
@@ -267,7 +256,7 @@ def _resume_or_init(
         if config.init_from:
             jax.tree.map(lambda leaf: leaf.delete(), state.params)  # room for those that replace them
             state = state.replace(
-                params=initial_parameters(config.init_from, model, vocabulary, abstract.params)
+                params=initial_parameters(config.init_from, model, data.vocabulary, abstract.params)
             )
         return state, 0
     if not checkpoint.can_resume(step):
@@ -276,10 +265,10 @@ def _resume_or_init(
             f"--config.init_from={checkpoint.workdir}."
         )
     meta = checkpoint.meta(step)
-    _check_model(model, meta["model"], checkpoint.workdir)
-    _check_continues(meta["config"], config, checkpoint.workdir)
-    state, data = checkpoint.restore(step, as_saved(abstract, meta["config"]["optimizer"]))
-    return as_wanted(state, abstract), data["next_step"]
+    checks.check_model(model, meta["model"], checkpoint.workdir)
+    checks.check_continues(meta, config, data.contents, checkpoint.workdir)
+    state, position = checkpoint.restore(step, as_saved(abstract, meta["config"]["optimizer"]))
+    return as_wanted(state, abstract), position["next_step"]
 
 
 def initial_parameters(
@@ -291,7 +280,7 @@ def initial_parameters(
     difference (an imported checkpoint knows none).
     """
     saved, theirs, _, step = describe_model(workdir)
-    _check_model(model, saved.to_dict(), workdir)
+    checks.check_model(model, saved.to_dict(), workdir)
     hashes = {
         name: dataclasses.replace(entry, codec_hash=vocabulary.modalities[name].codec_hash)
         for name, entry in theirs.modalities.items()
@@ -304,39 +293,6 @@ def initial_parameters(
         return checkpoint.restore_params(step, abstract)
     finally:
         checkpoint.close()
-
-
-def _check_model(model: DecoderConfig, saved: dict[str, Any], workdir: str | os.PathLike) -> None:
-    # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
-    free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "attention", "loss_tile")
-    for name, value in model.to_dict().items():
-        if name not in free and value != saved[name]:
-            raise UserError(
-                f"The checkpoint in {workdir} was made with model.{name} = {saved[name]} and the config says "
-                f"{value}; use the old value or another --workdir."
-            )
-
-
-def _check_continues(saved: dict[str, Any], config: Any, workdir: str | os.PathLike) -> None:
-    """UserError if the optimizer is another one; says if the rows to come are not those that were left."""
-    was, name = saved["optimizer"]["name"], config.optimizer.name
-    if was != name:
-        raise UserError(
-            f"The checkpoint in {workdir} has the state of optimizer.name = {was!r} and the config says "
-            f"{name!r}; use the old value, or a new --workdir with --config.init_from={workdir}."
-        )
-    now = _plain(config)
-    for field, old, new in [
-        ("seed", saved["seed"], now["seed"]),
-        ("data.batch_size", saved["data"]["batch_size"], now["data"]["batch_size"]),
-        ("data.mixture", saved["data"]["mixture"], now["data"]["mixture"]),
-    ]:
-        if old != new and distributed.is_primary():
-            print(
-                f"config.{field} = {new}, but the run in {workdir} had {old} until now: some rows will be "
-                "read twice in this epoch, others not at all.",
-                file=sys.stderr,
-            )
 
 
 def _make_evaluation(
@@ -402,8 +358,3 @@ class _Timer:
             return False
         due = time.monotonic() - self._start >= self._seconds
         return bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """The config as JSON values, for the checkpoint's record."""
-    return json.loads(json.dumps(config.to_dict(), default=str))

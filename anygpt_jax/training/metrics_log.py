@@ -6,6 +6,7 @@ In a bucket the two files are as new as the newest checkpoint; see MetricsLog.se
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorboardX
+from anygpt_tokenizers.cli import UserError
 from tqdm import tqdm
 
 from anygpt_jax import storage
@@ -190,9 +192,31 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl, [] if it has none; a last line cut by a kill is left out."""
+    """The rows of a run's metrics.jsonl, [] if it has none.
+
+    A last line cut by a kill is left out, and so is, with a word on stderr, a line that is no row.
+    """
+    path = storage.locate(workdir) / METRICS_FILE
     try:
-        lines = storage.read_text(storage.locate(workdir) / METRICS_FILE).split("\n")
+        lines = storage.read_bytes(path).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1] if line]
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory and not the log of a run; move it away.") from None
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        row = _read_row(line)
+        if row is not None:
+            rows.append(row)
+        elif line:
+            print(f"Line {number} of {path} is no row of a log and is left out.", file=sys.stderr)
+    return rows
+
+
+def _read_row(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    is_row = isinstance(row, dict) and all(isinstance(value, (int, float)) for value in row.values())
+    return row if is_row and "step" in row else None

@@ -71,7 +71,8 @@ def make_optimizer(config: Any, steps: int) -> tuple[optax.GradientTransformatio
         )
     else:
         raise UserError(f"config.optimizer.name = {config.name!r} is neither 'adamw' nor 'muon'.")
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), update)
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    optimizer = optax.chain(clip, update)
     if config.skip_spikes or config.skip_loss_spikes:
         optimizer = skip_spikes(optimizer, config.skip_spikes, config.skip_loss_spikes)
     return optax.with_extra_args_support(optimizer), rate
