@@ -34,7 +34,7 @@ SETTINGS = {
     "peak_flops": 1e12,
 }
 MEDIA = {"image": 1, "speech": 0, "music": 0}
-LONGEST = 1.0  # seconds of training before a kill
+LONGEST = 1.0  # seconds before a kill, after up to two checkpoints' worth of steps
 
 
 def make_data(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def chaos(folder: Path, kills: int, seed: int = 0, processes: int = 1, **setting
     events, lost, restarted, newest, rows = [], [], [], 0, []
     for kill in range(kills):
         running = _start(packed, hurt, fields, processes)
-        _wait_for_progress(running, hurt)
+        _wait_for_progress(running, hurt, rng.randint(1, 2 * fields["checkpoint.every"]))
         delay = rng.uniform(0, LONGEST)
         time.sleep(delay)
         finished = any(process.poll() is not None for process in running)
@@ -145,17 +145,13 @@ def _start(packed: Path, workdir: Path, fields: dict[str, Any], processes: int) 
     ]
 
 
-def _wait_for_progress(running: list[subprocess.Popen], workdir: Path) -> None:
-    """Returns when the log grows."""
-    path = workdir / "metrics.jsonl"
-    before = path.stat().st_size if path.exists() else 0
+def _wait_for_progress(running: list[subprocess.Popen], workdir: Path, more: int) -> None:
+    """Returns when the log has so many rows more."""
     rows = len(read_metrics(str(workdir)))
     while all(process.poll() is None for process in running):
-        # A resumed run first cuts its log back to the checkpoint.
-        size = path.stat().st_size if path.exists() else 0
-        if size < before:
-            before, rows = size, len(read_metrics(str(workdir)))
-        if size > before and len(read_metrics(str(workdir))) > rows:
+        now = len(read_metrics(str(workdir)))
+        rows = min(rows, now)  # a resumed run first cuts its log back to the checkpoint
+        if now >= rows + more:
             return
         time.sleep(0.02)
     codes = [process.poll() for process in running]

@@ -154,7 +154,8 @@ def small_world_vqgan(config: config_dict.ConfigDict) -> None:
     config.adversary.update({"shrink": 16, "penalty_every": 4})
     config.update({"keep_in_memory": True, "crop_scale": (1.0, 1.0), "flip": False})
     config.update({"steps": 2000, "batch_size": 16, "restart_after": 20, "save_every": 500})
-    config.optimizer.update({"learning_rate": 1e-3, "warmup": 100, "end": 1e-4, "clip": 1.0})
+    # MaskGIT's b1 of 0 is for the discriminator.
+    config.optimizer.update({"learning_rate": 1e-3, "b1": 0.9, "warmup": 100, "end": 1e-4, "clip": 1.0})
 
 
 def dummy_vqgan(config: config_dict.ConfigDict) -> None:
