@@ -8,11 +8,13 @@ knows how to write local files (codecs, logs) writes to an `Outbox`, and reads w
 import atexit
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -73,7 +75,10 @@ def make_directory(path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def held(directory: epath.Path) -> Iterator[None]:
-    """Nobody else holds the directory meanwhile; UserError if somebody does. A bucket knows no such lock."""
+    """Nobody else holds the directory meanwhile; UserError if somebody does.
+
+    A bucket knows no such lock, nor do some file systems of clusters, which is said.
+    """
     if in_bucket(directory):
         yield
         return
@@ -84,6 +89,10 @@ def held(directory: epath.Path) -> Iterator[None]:
             raise UserError(
                 f"Another run is writing to {directory}; wait for its end, or give another --workdir."
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"{directory} has no locks: see that no second run writes to it.", file=sys.stderr)
         yield
 
 

@@ -1,5 +1,7 @@
 """A user's mistake in a config, a directory or a resumed run is one sentence, and spoils nothing."""
 
+import errno
+import fcntl
 import importlib.util
 import json
 
@@ -73,6 +75,15 @@ def test_a_directory_that_another_run_writes_to_is_refused(tmp_path):
     with storage.held(tmp_path), pytest.raises(UserError, match=r"Another run is writing to .*--workdir"):
         loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())
     assert loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())["loss"] > 0
+
+
+def test_where_a_directory_cannot_be_locked_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with storage.held(tmp_path):
+        assert "has no locks: see that no second run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"garbage", b"\xff\xfe", b"[3]", b'{"loss": 1.0}'])
