@@ -242,10 +242,23 @@ def test_training_names_the_step_of_a_loss_that_is_not_finite(tmp_path, monkeypa
         train.train_codec(load_config(CONFIG), str(data), str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "There is no"), ("{}\n", "no row with 'image'")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no"),
+        ("{}\n", "no row with 'image'"),
+        ('{"image": null}\n', "no row with 'image'"),
+        ('{"image": "a.png"}\n{"image": 5}\n', "line 2: 'image' is 5; it must be the path of a file"),
+        ('{"image": ""}\n', "line 1: 'image' is ''"),
+        ("{}\n\n3\n", "line 3 is no object"),
+        ('["image"]\n', "line 1 is no object"),
+        ("{\n", "line 1 is no JSON"),
+        ("\udcff\n", "line 1 is no JSON: 'utf-8'"),
+    ],
+)
 def test_data_without_pictures_is_one_clear_sentence(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "manifest.jsonl").write_text(content)
+        (tmp_path / "manifest.jsonl").write_text(content, "utf-8", "surrogateescape")
     with pytest.raises(UserError, match=message):
         train.train_codec(load_config(CONFIG), str(tmp_path), str(tmp_path / "out"))
 
