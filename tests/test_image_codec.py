@@ -194,6 +194,8 @@ def test_files_go_in_and_come_out(trained, tmp_path):
     codec.write(image, tmp_path / "a.png")
     assert np.array_equal(codec.read_file(tmp_path / "a.png"), image)
     assert np.array_equal(codec.encode_file(tmp_path / "a.png"), codec.encode(image[None])[0])
+    none = codec.encode(np.zeros((0, 64, 64, 3), np.uint8))
+    assert none.shape == (0, 16, 2) and codec.decode(none).shape == (0, 64, 64, 3)
 
 
 def test_wrong_codes_and_images_are_refused(trained):
@@ -202,7 +204,7 @@ def test_wrong_codes_and_images_are_refused(trained):
         codec.decode(np.zeros((1, 15, 2), np.int32))
     with pytest.raises(UserError, match=r"0\.\.47"):
         codec.decode(np.full((1, 16, 2), 48))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(UserError, match=r"encodes uint8 \[batch, 64, 64, 3\], not float32 \[1, 64, 64, 3\]"):
         codec.encode(np.zeros((1, 64, 64, 3), np.float32))
 
 
