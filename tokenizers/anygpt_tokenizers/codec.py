@@ -272,9 +272,12 @@ def read_config(directory: Path) -> dict:
 
 
 @contextlib.contextmanager
-def config_mistakes(directory: Path) -> Iterator[None]:
-    """What is raised over a field that is missing or unusable becomes one sentence that names the file."""
-    file, advice = directory / CONFIG_FILE, "copy or import the codec again"
+def config_mistakes(directory: Path, file: str = CONFIG_FILE) -> Iterator[None]:
+    """What is raised over a field that is missing or unusable becomes one sentence that names the file.
+
+    `file`: of the directory; "" where the fields are from several.
+    """
+    file, advice = directory / file, "copy or import it again"
     try:
         yield
     except UserError as error:
