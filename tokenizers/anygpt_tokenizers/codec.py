@@ -277,7 +277,7 @@ def config_mistakes(directory: Path, file: str = CONFIG_FILE) -> Iterator[None]:
 
     `file`: of the directory; "" where the fields are from several.
     """
-    file, advice = directory / file, "copy or import it again"
+    file, advice = directory / file, "copy or import the codec again" if file else "get its files again"
     try:
         yield
     except UserError as error:
