@@ -194,6 +194,8 @@ def test_files_go_in_and_come_out(trained, tmp_path):
     codec.write(image, tmp_path / "a.png")
     assert np.array_equal(codec.read_file(tmp_path / "a.png"), image)
     assert np.array_equal(codec.encode_file(tmp_path / "a.png"), codec.encode(image[None])[0])
+    none = codec.encode(np.zeros((0, 64, 64, 3), np.uint8))
+    assert none.shape == (0, 16, 2) and codec.decode(none).shape == (0, 64, 64, 3)
 
 
 def test_wrong_codes_and_images_are_refused(trained):
@@ -202,7 +204,7 @@ def test_wrong_codes_and_images_are_refused(trained):
         codec.decode(np.zeros((1, 15, 2), np.int32))
     with pytest.raises(UserError, match=r"0\.\.47"):
         codec.decode(np.full((1, 16, 2), 48))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(UserError, match=r"encodes uint8 \[batch, 64, 64, 3\], not float32 \[1, 64, 64, 3\]"):
         codec.encode(np.zeros((1, 64, 64, 3), np.float32))
 
 
@@ -242,10 +244,23 @@ def test_training_names_the_step_of_a_loss_that_is_not_finite(tmp_path, monkeypa
         train.train_codec(load_config(CONFIG), str(data), str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "There is no"), ("{}\n", "no row with 'image'")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no"),
+        ("{}\n", "no row with 'image'"),
+        ('{"image": null}\n', "no row with 'image'"),
+        ('{"image": "a.png"}\n{"image": 5}\n', "line 2: 'image' is 5; it must be the path of a file"),
+        ('{"image": ""}\n', "line 1: 'image' is ''"),
+        ("{}\n\n3\n", "line 3 is no object"),
+        ('["image"]\n', "line 1 is no object"),
+        ("{\n", "line 1 is no JSON"),
+        ("\udcff\n", "line 1 is no JSON: 'utf-8'"),
+    ],
+)
 def test_data_without_pictures_is_one_clear_sentence(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "manifest.jsonl").write_text(content)
+        (tmp_path / "manifest.jsonl").write_text(content, "utf-8", "surrogateescape")
     with pytest.raises(UserError, match=message):
         train.train_codec(load_config(CONFIG), str(tmp_path), str(tmp_path / "out"))
 

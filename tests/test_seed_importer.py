@@ -89,7 +89,7 @@ def test_keys_beyond_the_published_ones_are_counted_and_listed(tmp_path):
 
 
 @pytest.mark.parity  # which is where torch is
-def test_entries_of_a_torch_file_that_are_no_tensors_are_listed_and_not_fatal(tmp_path):
+def test_entries_of_a_torch_file_that_are_no_tensors_are_listed_and_sparse_ones_are_named(tmp_path):
     import torch
 
     quantizer, vit = random_files()
@@ -102,6 +102,11 @@ def test_entries_of_a_torch_file_that_are_no_tensors_are_listed_and_not_fatal(tm
     assert report.extra == dict.fromkeys(("epoch", "optimizer", "visual_encoder.step"), (1, 0))
     assert "3 more of 0 elements ignored" in str(report)
     assert codec.hash == imported(tmp_path / "exact")[0].hash
+    key = "quantize.embedding.weight"
+    sparse = {key: torch.from_numpy(quantizer[key]).to_sparse()}
+    torch.save({name: torch.from_numpy(value) for name, value in quantizer.items()} | sparse, paths[0])
+    with pytest.raises(UserError, match=rf"seed_quantizer\.pt: '{key}' is no plain array .*; save it as one"):
+        import_seed(*paths, tmp_path / "none", num_heads=HEADS)
     torch.save({"epoch": 3}, paths[0])
     with pytest.raises(UserError, match="not a state dict"):
         import_seed(*paths, tmp_path / "none", num_heads=HEADS)

@@ -157,6 +157,24 @@ def test_embeddings_are_read_from_files_beside_the_pictures(stage1, data):
     np.testing.assert_allclose(batch["embeddings"][:, :3], middle, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_without_a_picture_or_a_caption_that_can_be_used_are_left_out(data, tmp_path, capsys, keep):
+    good = {"image": str(data / "0.png"), "text": "one\u2028line"}
+    bad = [{**good, "image": None}, {**good, "text": None}, {**good, "text": "half \ud83d"}]
+    lines = [json.dumps(row, ensure_ascii=row is not good) for row in (bad[2], good, *bad[:2])]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), "utf-8")
+    config = dummy("stage1")
+    config.keep_in_memory = keep
+    examples = seed_examples.read_pictures(config, tmp_path)
+    drawn = seed_examples.draw(config, examples, np.random.default_rng(0))
+    assert len(drawn) == BATCH and {example.caption for example in drawn} == {good["text"]}
+    assert "1 of 2 files that can't be used; the" in (said := capsys.readouterr().err)
+    assert r"0.png: a text that has half a character ('half \ud83d')" in said
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({**good, "text": 5}))
+    with pytest.raises(UserError, match="line 1: 'text' is 5; it must be a text, or null"):
+        seed_examples.read_pictures(config, tmp_path)
+
+
 def test_wrong_settings_get_one_sentence(stage1, data, tmp_path):
     with pytest.raises(UserError, match="import-seed"):
         train.train_codec(load_config(f"{CONFIG}:stage1"), str(data), str(tmp_path / "a"))

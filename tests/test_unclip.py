@@ -244,7 +244,7 @@ def test_a_directory_that_holds_no_decoder_is_one_sentence(tmp_path):
         unclip.UnclipDecoder.from_pretrained(tmp_path)
 
 
-def test_a_config_that_lacks_a_field_is_one_sentence(tmp_path):
+def test_a_config_that_lacks_a_field_or_has_a_value_that_makes_no_model_is_one_sentence(tmp_path):
     recorded_decoder(tmp_path)
     path = tmp_path / "decoder" / "config.json"
     whole = json.loads(path.read_text())
@@ -254,6 +254,15 @@ def test_a_config_that_lacks_a_field_is_one_sentence(tmp_path):
         (lambda config: config["unet"].pop("heads"), ["'unet'", "'heads'"]),
         (lambda config: config["vae"].update(tiles=2), ["'vae'", "'tiles'", "not known"]),
         (lambda config: config.update(text=[]), ["'text'", "lacks"]),
+        (lambda config: config["vae"].update(scaling=0), ["config.json: 'vae': scaling is 0", "above 0"]),
+        (lambda config: config["noise"].update(first="a"), ["'noise': first is 'a'", "a number"]),
+        (lambda config: config["noise"].update(last=5.0), ["'noise': last is 5.0", "below 1"]),
+        (lambda config: config["noise"].update(offset=-5), ["'noise': offset is -5"]),
+        (lambda config: config["noise"].update(offset=999), ["'noise': offset is 999", "half of the 1000"]),
+        (lambda config: config["unet"].update(attention=[1, 0]), ["'unet': attention is", "true and false"]),
+        (lambda config: config["unet"].update(channels=[]), ["'unet': channels is", "whole numbers"]),
+        (lambda config: config.update(schedule=["x"]), ["'schedule' is ['x']", "plms, ddim"]),
+        (lambda config: config.update(empty_prompt_tokens=None), ["'empty_prompt_tokens'", "6 whole"]),
         (lambda config: config.update(dtype="float16"), ["float32 or bfloat16", "'float16'"]),
     ]:
         config = json.loads(json.dumps(whole))

@@ -13,7 +13,7 @@ from anygpt_tokenizers.safetensors_file import map_arrays
 from anygpt_tokenizers.unclip import UnclipDecoder
 from anygpt_tokenizers.unclip_importer import import_unclip
 from anygpt_tokenizers.unclip_prompts import embed_prompts
-from recorded_unclip import recorded_decoder, write_directory
+from recorded_unclip import VOCABULARY, recorded_decoder, write_directory
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,6 +122,17 @@ def test_keys_that_are_missing_unknown_or_of_another_shape_are_named(part, key, 
         assert all(word in sentence for word in words), sentence
 
 
+def test_two_spellings_of_one_weight_are_named(tmp_path):
+    key = "text_model.final_layer_norm.bias"
+
+    def change(states, configs):
+        state = states["text_encoder"]
+        state[key.removeprefix("text_model.")] = state[key] + 1
+
+    sentence = refused(tmp_path, change)
+    assert repr(key) in sentence and "'final_layer_norm.bias'" in sentence and "one weight" in sentence
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_a_tensor_with_a_number_that_is_not_finite_is_named(number, tmp_path):
     key = "decoder.mid_block.attentions.0.to_out.0.weight"
@@ -153,9 +164,38 @@ def test_a_tensor_with_a_number_that_is_not_finite_is_named(number, tmp_path):
         ("scheduler", "timestep_spacing", "trailing"),
         ("scheduler", "_class_name", "EulerDiscreteScheduler"),
         ("image_noising_scheduler", "beta_schedule", "sigmoid"),
+        ("unet", "attention_head_dim", 0),
+        ("unet", "attention_head_dim", "x"),
+        ("unet", "attention_head_dim", [3, 4]),
+        ("unet", "block_out_channels", 8),
+        ("unet", "norm_num_groups", 0),
+        ("unet", "norm_num_groups", 5),
+        ("unet", "norm_eps", None),
+        ("unet", "sample_size", 5),
+        ("unet", "down_block_types", 2),
+        ("vae", "scaling_factor", 0),
+        ("vae", "scaling_factor", None),
+        ("vae", "scaling_factor", "x"),
+        ("vae", "norm_num_groups", 3),
+        ("vae", "latent_channels", 0),
+        ("text_encoder", "num_attention_heads", 3),
+        ("text_encoder", "layer_norm_eps", "x"),
+        ("text_encoder", "hidden_act", ["gelu"]),
+        ("image_normalizer", "embedding_dim", None),
+        ("scheduler", "beta_start", "a"),
+        ("scheduler", "beta_start", None),
+        ("scheduler", "beta_end", 5.0),
+        ("scheduler", "steps_offset", "1"),
+        ("scheduler", "steps_offset", -5),
+        ("scheduler", "steps_offset", 999),
+        ("scheduler", "set_alpha_to_one", "false"),
+        ("scheduler", "_class_name", ["DDIMScheduler"]),
+        ("image_noising_scheduler", "beta_end", "0.02"),
     ],
 )
-def test_a_pipeline_of_another_kind_is_refused_by_its_field(part, field, value, tmp_path):
+def test_a_pipeline_of_another_kind_or_that_makes_no_model_is_refused_by_its_field(
+    part, field, value, tmp_path
+):
     def change(states, configs):
         configs[part][field] = value
 
@@ -187,6 +227,10 @@ def test_a_directory_without_a_part_or_with_damaged_weights_is_one_sentence(tmp_
             weights.write_bytes(content)
         with pytest.raises(UserError, match=words):
             import_unclip(tmp_path / "source", tmp_path / "decoder")
+    for name in ("model.safetensors.index.json", "diffusion_pytorch_model.bf16.safetensors"):
+        (tmp_path / "source/unet" / name).write_bytes(whole)
+        with pytest.raises(UserError, match=rf"has no weights.* \(not {name}: save the model again"):
+            import_unclip(tmp_path / "source", tmp_path / "decoder")
     (tmp_path / "source/image_normalizer/config.json").write_text("{")
     with pytest.raises(UserError, match="JSON"):
         import_unclip(tmp_path / "source", tmp_path / "decoder")
@@ -210,6 +254,27 @@ def test_the_vocabulary_may_lie_in_tokenizer_json(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     with pytest.raises(UserError, match="not in the vocabulary"):
         import_unclip(tmp_path / "source", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("vocab.json", {**VOCABULARY, "<|endoftext|>": "59"}, "number of '<|endoftext|>' is '59'"),
+        ("vocab.json", {**VOCABULARY, "!": -1}, "number of '!' is -1"),
+        ("tokenizer_config.json", {"pad_token": ["!"]}, "pad_token, or its content, is ['!']"),
+        ("tokenizer_config.json", {"bos_token": {"id": 58}}, "bos_token, or its content, is None"),
+        ("tokenizer.json", {"model": {"vocab": VOCABULARY}, "added_tokens": [5]}, "source has a field that"),
+        ("tokenizer.json", {"model": {}, "added_tokens": None}, "not in the vocabulary"),
+    ],
+)
+def test_what_is_no_tokenizer_is_one_sentence(tmp_path, file, content, words):
+    write_directory(tmp_path / "source")
+    if file == "tokenizer.json":
+        (tmp_path / "source/tokenizer/vocab.json").unlink()
+    (tmp_path / "source/tokenizer" / file).write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        import_unclip(tmp_path / "source", tmp_path / "decoder")
+    assert words in str(caught.value) and str(caught.value).startswith(str(tmp_path / "source"))
 
 
 def test_prompts_go_through_the_imported_text_encoder(tmp_path):

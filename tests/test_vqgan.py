@@ -90,6 +90,9 @@ def test_a_codec_gives_codes_and_pictures_and_is_itself_again_from_its_directory
     assert codes.min() >= 0 and codes.max() < codec.codebook_size and len(np.unique(codes)) > 1
     again = codec.decode(codes)
     assert again.shape == images.shape and again.dtype == np.uint8
+    none = codec.encode(images[:0])
+    assert (none.shape, none.dtype) == (codes[:0].shape, np.int32)
+    assert (codec.decode(none).shape, codec.decode(none).dtype) == (images[:0].shape, np.uint8)
     assert np.array_equal(codec.encode_many(list(images[:1]))[0], codes[0]), "codes depend on the batch"
     codec.save_pretrained(tmp_path)
     loaded = load_codec(tmp_path)
@@ -114,7 +117,7 @@ def test_wrong_codes_pictures_and_sizes_are_refused(codecs):
         codec.decode(np.zeros((1, 15, 1), np.int32))
     with pytest.raises(UserError, match=r"0\.\.31"):
         codec.decode(np.full((1, 16, 1), 32))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(UserError, match=r"encodes uint8 \[batch, 16, 16, 3\], not float32 \[1, 16, 16, 3\]"):
         codec.encode(np.zeros((1, 16, 16, 3), np.float32))
     for change, message in [
         ({"image_size": 18}, "multiple of the 4 pixels"),

@@ -16,6 +16,7 @@ from training_media import read_log
 from vgg_weights import vgg_arrays
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tokenizers"
+CROP_MISTAKES = ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.5), (2.0, 3.0), (0.5,), (0.5, "1"))
 BATCH = 4  # doesn't divide among the eight devices of the tests, for which programs take long to compile
 
 
@@ -90,6 +91,8 @@ def test_a_run_that_was_killed_continues_to_the_bit(everything, data, tmp_path, 
         with pytest.raises(Killed):
             train.train_codec(config, str(data), str(tmp_path), str(data))
     assert load_codec(tmp_path).fixed_frames == 16  # the codec of the last save can be used
+    config = config.copy_and_resolve_references().unlock()
+    config.evaluate_pictures = 3  # changes no step
     train.train_codec(config, str(data), str(tmp_path), str(data))
     assert load_codec(tmp_path).hash == load_codec(whole).hash
     assert read_log(tmp_path) == read_log(whole)
@@ -124,13 +127,21 @@ def test_published_recipes_ask_for_the_perceptual_nets_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"log_every": 0}, "config.log_every is 0; it must be a whole number above 0"),
+        ({"save_every": 0}, "config.save_every is 0"),
+        ({"batch_size": 0}, "config.batch_size is 0"),
+        ({"evaluate_pictures": 0}, "config.evaluate_pictures is 0"),
+        ({"steps": -1}, "config.steps is -1; it must be a whole number above 0 or 0"),
+        ({"codec": {"patch_size": 0}}, "config.codec.patch_size is 0"),
+        *(({"crop_scale": scale}, "crop_scale is .* above 0 and at most 1") for scale in CROP_MISTAKES),
         ({"loss_weights": {"gram": 1.0}}, "There is no loss 'gram'"),
         ({"codec": {"output": "pixels"}}, "needs a decoder that gives distributions"),
         ({"codec": {"image_size": 12}}, "must be a power of two"),
     ],
 )
-def test_settings_that_do_not_fit_are_one_sentence(change, message):
+def test_settings_that_do_not_fit_are_one_sentence(change, message, data, tmp_path):
     config = load("vit_vqgan.py:dummy")
     config.update(change)
     with pytest.raises(UserError, match=message):
-        VqganTraining(config)
+        train.train_codec(config, str(data), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

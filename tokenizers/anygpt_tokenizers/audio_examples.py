@@ -92,9 +92,7 @@ def read_clips(config: config_dict.ConfigDict, data_dir: str | Path, hop: int) -
     `FRAMES_OFF` frames more or fewer than the codec's.
     """
     modality, field = config.codec.modality, config.teacher.field
-    rows = [row for row in rows_with(data_dir, field or modality) if modality in row]
-    if not rows:
-        raise UserError(f"{data_dir}/manifest.jsonl has no row with both {modality!r} and {field!r}.")
+    rows = rows_with(data_dir, modality, *([field] if field else []))
     read = functools.partial(
         _read_clip,
         folder=Path(data_dir),

@@ -40,7 +40,7 @@ TORCH_ERRORS = (
 def read_state(path: Path) -> State:
     """A checkpoint's arrays by key, from safetensors or torch's format (a trainer's: its "generator")."""
     if path.suffix != ".safetensors":
-        return {key: value.detach().float().numpy() for key, value in read_torch(path).items()}
+        return {key: to_numpy(value, path, key) for key, value in read_torch(path).items()}
     _check_there(path)
     try:
         return safetensors.numpy.load_file(path)
@@ -89,9 +89,16 @@ def read_tensors(path: Path) -> tuple[dict, list[str]]:
     return tensors, [str(key) for key in state if key not in tensors]
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor of `read_checkpoint` as an array, torch's as float32."""
-    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().float().numpy()
+def to_numpy(tensor: Any, place: str | os.PathLike, key: str) -> np.ndarray:
+    """A tensor of `read_checkpoint` as an array, torch's as float32; UserError names one that can't be."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    try:
+        return tensor.detach().float().numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, or of no numbers at all ("meta")
+        raise UserError(
+            f"{os.fspath(place)}: {key!r} is no plain array ({_first_line(error)}); save it as one."
+        ) from error
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
@@ -124,8 +131,11 @@ def _unreadable(path: Path, error: Exception) -> UserError:
             f"{what}: it holds Python objects other than arrays ({found[1]}), which are never unpickled; "
             "save the state dict alone."
         )
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{what}: {line}")
+    return UserError(f"{what}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_free(out: Path) -> None:

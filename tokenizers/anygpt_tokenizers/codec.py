@@ -122,6 +122,16 @@ class Codec(abc.ABC):
         """One file -> int32 [frames, codebooks]; raises MediaError if it cannot be used."""
         return self.encode(self.read_file(path)[None])[0]
 
+    def check_pixels(self, samples: np.ndarray) -> np.ndarray:
+        """Pictures as an array [B, S, S, 3]; UserError if they aren't uint8 of this codec's size."""
+        samples, size = np.asarray(samples), self.image_size
+        if samples.dtype != np.uint8 or samples.shape[1:] != (size, size, 3):
+            raise UserError(
+                f"The {self.modality} codec encodes uint8 [batch, {size}, {size}, 3], not {samples.dtype} "
+                f"{list(samples.shape)}; `read_file` prepares pictures of other sizes and kinds."
+            )
+        return samples
+
     def check_codes(self, codes: np.ndarray) -> np.ndarray:
         """Codes as int32 [B, frames, codebooks]; UserError if the shape or a value is not this codec's."""
         codes = rectangular(codes)
@@ -224,14 +234,14 @@ def check_shapes(params: dict, shapes: dict[str, tuple[int, ...]], directory: st
 
 
 def in_batches(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, size: int = 32) -> np.ndarray:
-    """Applies `function` to parts of at most `size` rows and joins the results.
+    """Applies `function` to parts of at most `size` rows and joins the results, none of no rows.
 
     Parts are padded with zero rows to a power of two, so that a jitted function sees few shapes.
     """
     outputs = []
-    for start in range(0, len(batch), size):
+    for start in range(0, max(len(batch), 1), size):
         part = batch[start : start + size]
-        rows = 1 << (len(part) - 1).bit_length()
+        rows = 1 << max(len(part) - 1, 0).bit_length()
         padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
         outputs.append(np.asarray(function(padded))[: len(part)])
     return np.concatenate(outputs)
@@ -262,9 +272,12 @@ def read_config(directory: Path) -> dict:
 
 
 @contextlib.contextmanager
-def config_mistakes(directory: Path) -> Iterator[None]:
-    """What is raised over a field that is missing or unusable becomes one sentence that names the file."""
-    file, advice = directory / CONFIG_FILE, "copy or import the codec again"
+def config_mistakes(directory: Path, file: str = CONFIG_FILE) -> Iterator[None]:
+    """What is raised over a field that is missing or unusable becomes one sentence that names the file.
+
+    `file`: of the directory; "" where the fields are from several.
+    """
+    file, advice = directory / file, "copy or import the codec again" if file else "get its files again"
     try:
         yield
     except UserError as error:

@@ -21,6 +21,8 @@ import numpy as np
 
 from anygpt_tokenizers.cli import UserError
 
+COSINE = "squaredcos_cap_v2"
+BETA_KINDS = ("linear", "scaled_linear", COSINE)
 HISTORY = 4  # evaluations that a step can combine
 ADAMS_BASHFORTH = [[1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
 
@@ -72,7 +74,7 @@ class State(NamedTuple):
 
 def signal(spec: NoiseSpec) -> np.ndarray:
     """Share of the signal in the latents' variance (ᾱ) by time, float32 [times]."""
-    if spec.kind == "squaredcos_cap_v2":
+    if spec.kind == COSINE:
         bar = [math.cos((i / spec.times + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(spec.times + 1)]
         betas = np.minimum(1 - np.divide(bar[1:], bar[:-1]), 0.999)
     elif spec.kind == "scaled_linear":
@@ -165,7 +167,8 @@ def advance(state: State, row: Table, prediction: jax.Array) -> State:
 def _leading_times(spec: NoiseSpec, steps: int) -> tuple[np.ndarray, int]:
     """Times from the latest on, and their distance."""
     if not 1 <= steps <= spec.times or (steps - 1) * (spec.times // steps) + spec.offset >= spec.times:
-        raise UserError(f"num_inference_steps lies in 1..{spec.times - 1}; it is {steps}.")
+        why = f", and the model's times begin at {spec.offset}" if spec.offset > 1 else ""
+        raise UserError(f"num_inference_steps lies in 1..{spec.times - 1}; it is {steps}{why}.")
     stride = spec.times // steps
     return (np.arange(steps) * stride + spec.offset)[::-1], stride
 

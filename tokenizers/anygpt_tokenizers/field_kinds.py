@@ -12,6 +12,7 @@ KINDS = {
     float: "a number",
     str: "a text",
     Sequence[int]: "a list of whole numbers above 0",
+    Sequence[bool]: "a list of true and false",
 }
 
 
@@ -23,6 +24,8 @@ def check_kind(name: str, value: object, kind: Any, zero: bool = False) -> None:
         right = is_number(value)
     elif kind == Sequence[int]:
         right = isinstance(value, list | tuple) and value and all(map(is_size, value))
+    elif kind == Sequence[bool]:
+        right = isinstance(value, list | tuple) and value and all(isinstance(one, bool) for one in value)
     else:
         right = isinstance(value, kind)
     if not right:

@@ -246,11 +246,8 @@ class ImageCodec(Codec):
         return decode
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3] -> int32 [B, N, 2]."""
-        samples = np.asarray(samples)
-        if samples.dtype != np.uint8 or samples.shape[1:] != (self.image_size, self.image_size, 3):
-            wanted = f"uint8 [B, {self.image_size}, {self.image_size}, 3]"
-            raise ValueError(f"expected {wanted}, got {samples.dtype} {samples.shape}")
+        """uint8 [B, S, S, 3] -> int32 [B, N, 2]; UserError for anything else."""
+        samples = self.check_pixels(samples)
         return in_batches(functools.partial(self._encode, self.params), samples, BATCH)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

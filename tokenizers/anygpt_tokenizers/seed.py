@@ -130,11 +130,11 @@ class SeedCodec(OnDividedMesh, Codec):
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> int32 [B, 32, 1]."""
-        return self._run("encode", self._checked_pixels(samples))[..., None]
+        return self._run("encode", self.check_pixels(samples))[..., None]
 
     def latents(self, samples: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> what is quantised, float32 [B, 32, code_dim]."""
-        return self._run("latents", self._checked_pixels(samples))
+        return self._run("latents", self.check_pixels(samples))
 
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """Codes int32 [B, 32] or [B, 32, 1] -> embeddings of unCLIP's image encoder, float32 [B, 1024]."""
@@ -217,15 +217,6 @@ class SeedCodec(OnDividedMesh, Codec):
 
     def write(self, samples: np.ndarray, path: str | os.PathLike) -> None:
         write_image(samples, path)
-
-    def _checked_pixels(self, samples: np.ndarray) -> np.ndarray:
-        samples, size = np.asarray(samples), self.image_size
-        if samples.dtype != np.uint8 or samples.shape[1:] != (size, size, 3):
-            raise UserError(
-                f"The {self.modality} codec encodes uint8 [batch, {size}, {size}, 3], not {samples.dtype} "
-                f"{list(samples.shape)}; `read` prepares other pictures."
-            )
-        return samples
 
     def _run(self, method: str, batch: np.ndarray) -> np.ndarray:
         """A method of the net on rows of any number, BATCH of them or fewer at a time."""

@@ -16,7 +16,7 @@ from anygpt_tokenizers.audio_examples import Clips, random_clip, read_features
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, MediaError, read_config
 from anygpt_tokenizers.fresh_weights import initial_params
-from anygpt_tokenizers.manifest import rows_with
+from anygpt_tokenizers.manifest import CAPTION, rows_with
 from anygpt_tokenizers.media_image import read_image
 from anygpt_tokenizers.safetensors_file import map_arrays, write_arrays
 from anygpt_tokenizers.seed_net import SeedNet, SeedSpec
@@ -40,10 +40,8 @@ def read_pictures(config, data_dir: str | Path, embeddings: str = "") -> Sequenc
     With `config.keep_in_memory` they are read now, else whenever they are drawn; MediaError names a file that
     can't be used. Pictures are squares of `config.codec.image_size`, or larger by what cropping takes away.
     """
-    fields = [config.codec.modality, "text", *([embeddings] if embeddings else [])]
-    rows = [row for row in rows_with(data_dir, fields[0]) if all(field in row for field in fields)]
-    if not rows:
-        raise UserError(f"{data_dir}/manifest.jsonl has no row with all of {', '.join(fields)}.")
+    fields = [config.codec.modality, CAPTION, *([embeddings] if embeddings else [])]
+    rows = rows_with(data_dir, *fields)
     # The smallest crop then has as many pixels as the network sees.
     size = round(config.codec.image_size / config.crop_scale[0] ** 0.5)
     read = functools.partial(
@@ -57,9 +55,11 @@ def read_pictures(config, data_dir: str | Path, embeddings: str = "") -> Sequenc
 
 
 def _read_example(row: dict, folder: Path, fields: list[str], size: int, width: int) -> Example:
-    pixels = read_image(folder / row[fields[0]], size)
+    pixels, caption = read_image(folder / row[fields[0]], size), row[CAPTION]
+    if any("\ud800" <= character <= "\udfff" for character in caption):  # JSON can say so, UTF-8 can't
+        raise MediaError("a text that has half a character", folder / row[fields[0]], repr(caption[:100]))
     if len(fields) == 2:
-        return Example(pixels, row["text"], None)
+        return Example(pixels, caption, None)
     path = folder / row[fields[2]]
     embedding = read_features(path)
     if embedding.shape != (width,):
@@ -69,7 +69,7 @@ def _read_example(row: dict, folder: Path, fields: list[str], size: int, width: 
         )
     if not np.isfinite(embedding).all():
         raise MediaError("an embedding that is not finite", path)
-    return Example(pixels, row["text"], embedding.astype(np.float32))
+    return Example(pixels, caption, embedding.astype(np.float32))
 
 
 def draw(config, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:

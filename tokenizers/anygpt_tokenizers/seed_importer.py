@@ -115,7 +115,8 @@ def import_seed(
     }
 
     def read(key: str) -> np.ndarray:
-        return finite(np.asarray(to_numpy(tensors[key]), np.float32), *_shown(key, places))
+        shown = _shown(key, places)
+        return finite(np.asarray(to_numpy(tensors[key], *shown), np.float32), *shown)
 
     def array_of(name: str) -> np.ndarray:
         source = sources[name]

@@ -24,10 +24,17 @@ from ml_collections import config_dict
 from tqdm import tqdm
 
 from anygpt_tokenizers import cli, resume
+from anygpt_tokenizers.field_kinds import check_kind, is_number
 from anygpt_tokenizers.optimizer import make_optimizer
 
 PyTree = Any
 Examples = Sequence
+
+# Whole numbers above 0 in every family that has them. A stopped run goes on with others of the first line's;
+# keep_in_memory is none of those: it decides whether the held-out tenth is of all files or of usable ones.
+CHANGE_NO_STEP = ("log_every", "save_every", "evaluate_clips", "evaluate_pictures")
+COUNTS = (*CHANGE_NO_STEP, "batch_size")
+SIZES = ("image_size", "patch_size", "filters", "groups")  # of config.codec
 
 
 class Trained(Protocol):
@@ -136,9 +143,10 @@ def train_codec(
       The contents of metrics.json.
 
     Raises:
-      UserError: no usable data, a loss that is not finite (names the step), or an `out` that another run,
-        with other settings, was stopped in.
+      UserError: a setting that makes no training, no usable data, a loss that is not finite (names the
+        step), or an `out` that another run, with other settings, was stopped in.
     """
+    check_settings(config)
     training = build_training(config)
     examples = training.read_examples(data)
     if heldout:
@@ -170,6 +178,22 @@ def train_codec(
         file.write("\n")
     resume.forget(out)
     return metrics
+
+
+def check_settings(config: config_dict.ConfigDict) -> None:
+    """UserError names a number in the config with which no family can train."""
+    check_kind("config.steps", config.steps, int, zero=True)
+    codec = config.get("codec", {})
+    for place, fields, names in [("config", config, COUNTS), ("config.codec", codec, SIZES)]:
+        for name in names:
+            if name in fields:
+                check_kind(f"{place}.{name}", fields[name], int)
+    scale = config.get("crop_scale", (1.0, 1.0))
+    if len(scale) != 2 or not all(map(is_number, scale)) or not 0 < scale[0] <= scale[1] <= 1:
+        raise cli.UserError(
+            f"config.crop_scale is {tuple(scale)}; it must be two shares of a picture's area, the smallest "
+            "and the largest, above 0 and at most 1, such as (0.8, 1.0)."
+        )
 
 
 def _optimize(
@@ -221,8 +245,7 @@ def _optimize(
 
 def _fingerprint(config: config_dict.ConfigDict, examples: Examples) -> str:
     """What makes a run the same: its data's size and its settings, but for those that change no step."""
-    left_out = ("log_every", "save_every", "evaluate_clips")
-    settings = {k: v for k, v in config.to_dict().items() if k not in left_out}
+    settings = {k: v for k, v in config.to_dict().items() if k not in CHANGE_NO_STEP}
     return json.dumps([settings, len(examples)], sort_keys=True, default=str)
 
 

@@ -12,6 +12,7 @@ import functools
 import numbers
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import jax
@@ -21,6 +22,7 @@ from flax import traverse_util
 
 from anygpt_tokenizers import diffusion_schedules as schedules
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.codec import config_mistakes
 from anygpt_tokenizers.diffusion_layers import sinusoid
 from anygpt_tokenizers.meshes import OnDividedMesh
 from anygpt_tokenizers.unclip_spec import DTYPES, OLD_DTYPE, UnclipSpec, open_directory
@@ -191,7 +193,8 @@ class UnclipDecoder(OnDividedMesh):
         its config.json (of an earlier version) names none.
         """
         config, spec, weights = open_directory(directory)
-        wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
+        with config_mistakes(Path(directory)):
+            wanted = traverse_util.flatten_dict(abstract_params(spec), sep="/")
         wrong = [name for name in wanted if np.shape(weights.get(name)) != wanted[name].shape]
         if wrong:
             raise UserError(f"{directory} lacks {wrong[0]!r} in its config's shape; import it again.")

@@ -1,13 +1,16 @@
 """What the JSON files of a diffusers directory of Stable unCLIP say, as our sizes; else refused by name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from anygpt_tokenizers.cli import UserError
-from anygpt_tokenizers.clip_text import ACTIVATIONS, TextSpec
+from anygpt_tokenizers.clip_text import TextSpec
 from anygpt_tokenizers.diffusion_schedules import NoiseSpec
+from anygpt_tokenizers.field_kinds import check_kind
+from anygpt_tokenizers.unclip_checks import checked
 from anygpt_tokenizers.unclip_spec import UnclipSpec
 from anygpt_tokenizers.unclip_unet import UNetSpec
 from anygpt_tokenizers.unclip_vae import VaeSpec
@@ -99,6 +102,42 @@ SCHEDULER_SERVED = {
 NOISING_SERVED = {"beta_schedule": ("squaredcos_cap_v2", "scaled_linear", "linear"), "trained_betas": (None,)}
 SCHEDULES = {"PNDMScheduler": "plms", "DDIMScheduler": "ddim"}
 
+# Our names of fields -> diffusers' and transformers', for messages.
+UNET_NAMES = {
+    "latent_channels": "in_channels",
+    "channels": "block_out_channels",
+    "heads": "attention_head_dim",
+    "attention": "down_block_types",
+    "resnets": "layers_per_block",
+    "text_dim": "cross_attention_dim",
+    "class_dim": "projection_class_embeddings_input_dim",
+    "groups": "norm_num_groups",
+    "epsilon": "norm_eps",
+}
+VAE_NAMES = {
+    "channels": "block_out_channels",
+    "resnets": "layers_per_block",
+    "groups": "norm_num_groups",
+    "scaling": "scaling_factor",
+}
+TEXT_NAMES = {
+    "positions": "max_position_embeddings",
+    "embed_dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "epsilon": "layer_norm_eps",
+}
+NOISE_NAMES = {
+    "times": "num_train_timesteps",
+    "kind": "beta_schedule",
+    "first": "beta_start",
+    "last": "beta_end",
+    "offset": "steps_offset",
+    "end_clean": "set_alpha_to_one",
+}
+
 
 def read_spec(src: Path) -> UnclipSpec:
     """The sizes of a whole diffusers directory; UserError names a folder or a field that doesn't fit."""
@@ -114,7 +153,8 @@ def read_spec(src: Path) -> UnclipSpec:
         embedding_noise=_embedding_noise(src / "image_noising_scheduler" / "scheduler_config.json"),
         schedule=schedule,
     )
-    dim = read_json(src / "image_normalizer" / "config.json").get("embedding_dim", 768)
+    normalizer = src / "image_normalizer" / "config.json"
+    dim = _whole(normalizer, read_json(normalizer), "embedding_dim", 768)
     for what, one, other in [
         ("the normalizer's embedding_dim, twice, and the UNet's class label", 2 * dim, spec.unet.class_dim),
         ("the text encoder's and the UNet's text", spec.text.embed_dim, spec.unet.text_dim),
@@ -133,14 +173,16 @@ def empty_prompt_tokens(folder: Path, spec: TextSpec) -> np.ndarray:
             given = read_json(folder / file)
             for name in names:
                 value = given.get(name) or names[name]
-                names[name] = value["content"] if isinstance(value, dict) else value
+                names[name] = value.get("content") if isinstance(value, dict) else value
+                check_kind(f"{folder / file}: the {name}, or its content,", names[name], str)
     vocabulary = _vocabulary(folder)
     ids = {}
     for name, token in names.items():
         if token not in vocabulary:
             raise UserError(f"{folder}: the {name} {token!r} is not in the vocabulary.")
         ids[name] = vocabulary[token]
-        if not 0 <= ids[name] < spec.vocab_size:
+        check_kind(f"{folder}: the number of {token!r}", ids[name], int, zero=True)
+        if ids[name] >= spec.vocab_size:
             raise UserError(
                 f"{folder}: {token!r} has the number {ids[name]}; the text encoder has no such row."
             )
@@ -165,7 +207,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
         return read_json(folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():
         fields = read_json(folder / "tokenizer.json")
-        added = {token["content"]: token["id"] for token in fields.get("added_tokens", [])}
+        added = {token["content"]: token["id"] for token in fields.get("added_tokens") or []}
         return {**fields.get("model", {}).get("vocab", {}), **added}
     raise UserError(f"{folder} has neither vocab.json nor tokenizer.json.")
 
@@ -173,72 +215,75 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 def _unet(path: Path) -> UNetSpec:
     fields = _checked(path, UNET_SIZES, UNET_SERVED, needed=("projection_class_embeddings_input_dim",))
     channels = _get(path, fields, "block_out_channels")
+    check_kind(f"{path}: block_out_channels", channels, Sequence[int])
     heads = _get(path, fields, "attention_head_dim")  # so named; it is the number of heads
+    heads = heads if isinstance(heads, list) else [_whole(path, fields, "attention_head_dim")] * len(channels)
     down, up = _get(path, fields, "down_block_types"), _get(path, fields, "up_block_types")
-    attention = [kind == "CrossAttnDownBlock2D" for kind in down]
+    attention = [kind == "CrossAttnDownBlock2D" for kind in down] if isinstance(down, list) else []
     for name, kinds, cross, plain, expected in [
         ("down_block_types", down, "CrossAttnDownBlock2D", "DownBlock2D", attention),
         ("up_block_types", up, "CrossAttnUpBlock2D", "UpBlock2D", attention[::-1]),
     ]:
         if kinds != [cross if attends else plain for attends in expected]:
             raise UserError(f"{path}: {name} {kinds} are not supported.")
-    heads = heads if isinstance(heads, list) else [heads] * len(channels)
     if len(heads) != len(channels) or len(attention) != len(channels):
         raise UserError(f"{path}: block_out_channels, attention_head_dim and block types differ in number.")
     if fields.get("in_channels", 4) != fields.get("out_channels", 4):
         raise UserError(f"{path}: out_channels is {fields['out_channels']}; it must be as in_channels.")
-    return UNetSpec(
-        sample_size=_whole(path, fields, "sample_size"),
+    spec = UNetSpec(
+        sample_size=fields.get("sample_size"),
         latent_channels=fields.get("in_channels", 4),
         channels=tuple(channels),
         heads=tuple(heads),
         attention=tuple(attention),
-        resnets=_whole(path, fields, "layers_per_block", 2),
-        text_dim=_whole(path, fields, "cross_attention_dim"),
-        class_dim=_whole(path, fields, "projection_class_embeddings_input_dim"),
+        resnets=fields.get("layers_per_block", 2),
+        text_dim=fields.get("cross_attention_dim"),
+        class_dim=fields.get("projection_class_embeddings_input_dim"),
         groups=fields.get("norm_num_groups", 32),
         epsilon=fields.get("norm_eps", 1e-5),
     )
+    return checked(spec, path, UNET_NAMES)
 
 
 def _vae(path: Path) -> VaeSpec:
     fields = _checked(path, VAE_SIZES, VAE_SERVED)
-    return VaeSpec(
+    channels = _get(path, fields, "block_out_channels")
+    spec = VaeSpec(
         latent_channels=fields.get("latent_channels", 4),
-        channels=tuple(_get(path, fields, "block_out_channels")),
-        resnets=_whole(path, fields, "layers_per_block", 1),
+        channels=tuple(channels) if isinstance(channels, list) else channels,
+        resnets=fields.get("layers_per_block", 1),
         groups=fields.get("norm_num_groups", 32),
         scaling=fields.get("scaling_factor", 0.18215),
     )
+    return checked(spec, path, VAE_NAMES)
 
 
 def _text(path: Path) -> TextSpec:
     fields = read_json(path)
-    activation = fields.get("hidden_act", "quick_gelu")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {activation!r}; supported are {', '.join(ACTIVATIONS)}.")
-    return TextSpec(
-        vocab_size=_whole(path, fields, "vocab_size", 49408),
-        positions=_whole(path, fields, "max_position_embeddings", 77),
-        embed_dim=_whole(path, fields, "hidden_size"),
-        hidden_dim=_whole(path, fields, "intermediate_size"),
-        num_layers=_whole(path, fields, "num_hidden_layers"),
-        num_heads=_whole(path, fields, "num_attention_heads"),
-        activation=activation,
+    spec = TextSpec(
+        vocab_size=fields.get("vocab_size", 49408),
+        positions=fields.get("max_position_embeddings", 77),
+        embed_dim=fields.get("hidden_size"),
+        hidden_dim=fields.get("intermediate_size"),
+        num_layers=fields.get("num_hidden_layers"),
+        num_heads=fields.get("num_attention_heads"),
+        activation=fields.get("hidden_act", "quick_gelu"),
         epsilon=fields.get("layer_norm_eps", 1e-5),
     )
+    return checked(spec, path, TEXT_NAMES)
 
 
 def _diffusion(path: Path) -> tuple[NoiseSpec, str]:
     fields = _checked(path, NOISE_SIZES, SCHEDULER_SERVED, needed=("prediction_type", "beta_schedule"))
     kind = fields.get("_class_name")
-    if kind not in SCHEDULES:
+    if kind not in list(SCHEDULES):
         raise UserError(f"{path}: the scheduler {kind!r} is not supported; {' and '.join(SCHEDULES)} are.")
     if kind == "PNDMScheduler" and not fields.get("skip_prk_steps"):
         raise UserError(f"{path}: skip_prk_steps is off; only True is supported.")
     ends_clean = kind == "DDIMScheduler"  # where the file is silent
-    spec = NoiseSpec(
-        **_noise_fields(path, fields),
+    spec = _noise(
+        path,
+        fields,
         offset=fields.get("steps_offset", 0),
         end_clean=fields.get("set_alpha_to_one", ends_clean),
     )
@@ -250,16 +295,18 @@ def _embedding_noise(path: Path) -> NoiseSpec:
     for name, served in NOISING_SERVED.items():
         if fields.get(name, served[0]) not in served:
             raise UserError(f"{path}: {name} is {fields[name]!r}; only {served[0]!r} is supported.")
-    return NoiseSpec(**_noise_fields(path, fields), offset=0)
+    return _noise(path, fields, offset=0)
 
 
-def _noise_fields(path: Path, fields: dict) -> dict:
-    return {
-        "times": _whole(path, fields, "num_train_timesteps", 1000),
-        "kind": fields.get("beta_schedule", "linear"),
-        "first": fields.get("beta_start", 0.0001),
-        "last": fields.get("beta_end", 0.02),
-    }
+def _noise(path: Path, fields: dict, **others) -> NoiseSpec:
+    spec = NoiseSpec(
+        times=fields.get("num_train_timesteps", 1000),
+        kind=fields.get("beta_schedule", "linear"),
+        first=fields.get("beta_start", 0.0001),
+        last=fields.get("beta_end", 0.02),
+        **others,
+    )
+    return checked(spec, path, NOISE_NAMES)
 
 
 def _checked(path: Path, sizes: tuple[str, ...], served: dict, needed: tuple[str, ...] = ()) -> dict:
@@ -285,6 +332,5 @@ def _get(path: Path, fields: dict, name: str):
 
 def _whole(path: Path, fields: dict, name: str, default: int | None = None) -> int:
     value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{path}: {name} is {value!r}; it must be a whole number above 0.")
+    check_kind(f"{path}: {name}", value, int)
     return value

@@ -23,7 +23,7 @@ from anygpt_tokenizers import unclip_configs as configs
 from anygpt_tokenizers.checkpoint_files import read_checkpoint, to_numpy, write_new_directory
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_text import ClipText, TextSpec
-from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
+from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE, config_mistakes
 from anygpt_tokenizers.safetensors_file import write_arrays
 from anygpt_tokenizers.unclip import abstract_params
 from anygpt_tokenizers.unclip_prompts import TOKENIZER_FILES
@@ -93,6 +93,7 @@ LEFT_OUT = {
     "image_normalizer": None,
 }
 FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
+OTHER_WEIGHTS = re.compile(r"\.(safetensors|bin)(\.index\.json)?$")  # shards, .bf16, .non_ema: not read
 
 
 class Entry(NamedTuple):
@@ -104,13 +105,22 @@ class Entry(NamedTuple):
 
 
 class Source:
-    """One directory's weights under canonical keys, and which of them were used."""
+    """One directory's weights under canonical keys, and which of them were used.
+
+    UserError if there are none, or if two keys are spellings of one.
+    """
 
     def __init__(self, folder: Path, canonical: Callable[[str], str] = str):
         self.place = _weights_file(folder)
         self.tensors = read_checkpoint(self.place)
         self.part = folder.name
-        self.original = {canonical(key): key for key in self.tensors}
+        self.original: dict[str, str] = {}
+        for key in self.tensors:
+            name = canonical(key)
+            if name in self.original:
+                twice = f"{self.original[name]!r} and {key!r}"
+                raise UserError(f"{self.place}: {twice} are spellings of one weight.")
+            self.original[name] = key
         self.used: set[str] = set()
 
     def take(self, key: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
@@ -128,7 +138,7 @@ class Source:
         self.used.add(key)
 
         def read() -> np.ndarray:
-            array = to_numpy(tensor)
+            array = to_numpy(tensor, self.place, original)
             if not np.isfinite(array).all():
                 raise UserError(f"{self.place}: {original!r} holds a number that is not finite.")
             return array
@@ -164,12 +174,14 @@ def import_unclip(
     if dtype not in DTYPES:
         raise UserError(f"The unCLIP decoder computes in {' or '.join(DTYPES)}, not in {dtype}.")
     src = Path(src)
-    spec = configs.read_spec(src)
+    with config_mistakes(src, ""):
+        spec = configs.read_spec(src)
+        shapes = abstract_params(spec)
+        tokens = configs.empty_prompt_tokens(src / "tokenizer", spec.text)
     unet = Source(src / "unet")
     vae = Source(src / "vae", lambda key: OLD_VAE_ATTENTION.sub(_new_vae_name, key))
     text = Source(src / "text_encoder", lambda key: key.removeprefix("text_model."))
     normalizer = Source(src / "image_normalizer")
-    shapes = abstract_params(spec)
     width = spec.embedding_dim
     entries = [
         *_module_entries("unet", shapes["unet"], unet, lambda path: _unet_key(path, len(spec.unet.channels))),
@@ -181,7 +193,6 @@ def import_unclip(
     ]
     text_entries = _text_entries(spec.text, text)
     left_out = {source.part: source.finish() for source in (unet, vae, text, normalizer)}
-    tokens = configs.empty_prompt_tokens(src / "tokenizer", spec.text)
     config = {
         "type": "unclip",
         "dtype": dtype,
@@ -307,4 +318,6 @@ def _weights_file(folder: Path) -> Path:
             for stem in FILES:
                 if (folder / f"{stem}{variant}.{suffix}").is_file():
                     return folder / f"{stem}{variant}.{suffix}"
-    raise UserError(f"{folder} has no weights: no {' or '.join(FILES)} with .safetensors or .bin.")
+    others = sorted(path.name for path in folder.iterdir() if OTHER_WEIGHTS.search(path.name))
+    unread = f" (not {others[0]}: save the model again, as one file, full or fp16)" if others else ""
+    raise UserError(f"{folder} has no weights: no {' or '.join(FILES)} with .safetensors or .bin{unread}.")

@@ -12,8 +12,9 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from anygpt_tokenizers.clip_text import TextSpec
 from anygpt_tokenizers.codec import CONFIG_FILE, WEIGHTS_FILE
-from anygpt_tokenizers.diffusion_schedules import NoiseSpec
+from anygpt_tokenizers.diffusion_schedules import SCHEDULES, NoiseSpec
 from anygpt_tokenizers.safetensors_file import map_arrays
+from anygpt_tokenizers.unclip_checks import checked
 from anygpt_tokenizers.unclip_unet import UNetSpec
 from anygpt_tokenizers.unclip_vae import VaeSpec
 
@@ -59,12 +60,15 @@ class UnclipSpec:
     def from_config(cls, config: dict, where: str | os.PathLike = "The config") -> Self:
         """From the fields that `dataclasses.asdict` gives, possibly after a way through JSON.
 
-        UserError names, with `where`, a field that is missing or that nobody knows.
+        UserError names, with `where`, a field that is missing, that nobody knows, or that makes no model.
         """
         kinds = {"unet": UNetSpec, "vae": VaeSpec, "text": TextSpec, "noise": NoiseSpec}
         kinds["embedding_noise"] = NoiseSpec
         _check_fields(where, config, (*kinds, "schedule"))
         parts = {name: _part(kind, f"{where}: {name!r}", config[name]) for name, kind in kinds.items()}
+        if config["schedule"] not in list(SCHEDULES):
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"{where}: 'schedule' is {config['schedule']!r}; it must be one of {known}.")
         return cls(**parts, schedule=config["schedule"])
 
 
@@ -84,6 +88,12 @@ def open_directory(directory: str | os.PathLike) -> tuple[dict, UnclipSpec, dict
         raise UserError(f"{directory} holds no unCLIP decoder; make one with import-unclip.")
     _check_fields(directory / CONFIG_FILE, config, ("empty_prompt_tokens",))
     spec = UnclipSpec.from_config(config, directory / CONFIG_FILE)
+    tokens = config["empty_prompt_tokens"]
+    if not isinstance(tokens, list) or [type(token) for token in tokens] != [int] * spec.text.positions:
+        raise UserError(
+            f"{directory / CONFIG_FILE}: 'empty_prompt_tokens' must be {spec.text.positions} whole numbers; "
+            "import the decoder again."
+        )
     return config, spec, map_arrays(directory / WEIGHTS_FILE)
 
 
@@ -94,9 +104,10 @@ def _part(kind: type, where: str, values: dict):
     unknown = [name for name in values if name not in names]
     if unknown:
         raise UserError(f"{where} has the field {unknown[0]!r}, which is not known here.")
-    return kind(
+    part = kind(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     )
+    return checked(part, where)
 
 
 def _check_fields(where: str | os.PathLike, values: dict, names: Iterable[str]) -> None:

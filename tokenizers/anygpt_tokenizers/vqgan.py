@@ -149,11 +149,8 @@ class VqganCodec(OnMesh, Codec):
         return decode
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3] -> int32 [B, N, 1]."""
-        samples = np.asarray(samples)
-        if samples.dtype != np.uint8 or samples.shape[1:] != (self.image_size, self.image_size, 3):
-            wanted = f"uint8 [B, {self.image_size}, {self.image_size}, 3]"
-            raise ValueError(f"expected {wanted}, got {samples.dtype} {samples.shape}")
+        """uint8 [B, S, S, 3] -> int32 [B, N, 1]; UserError for anything else."""
+        samples = self.check_pixels(samples)
         return self._run(self._encode, samples)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -177,9 +174,9 @@ class VqganCodec(OnMesh, Codec):
         """`program` on at most BATCH rows a device at a time, padded so that it sees few shapes."""
         devices = self.batch_devices
         outputs = []
-        for start in range(0, len(batch), BATCH * devices):
+        for start in range(0, max(len(batch), 1), BATCH * devices):
             part = batch[start : start + BATCH * devices]
-            rows = devices * (1 << (-(-len(part) // devices) - 1).bit_length())
+            rows = devices * (1 << max(-(-len(part) // devices) - 1, 0).bit_length())
             padded = np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1)))
             placed = self.place(padded)
             outputs.append(np.asarray(program(self.weights, placed))[: len(part)])
