@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anygpt_tokenizers.cli import UserError
+from flax import traverse_util
 
 from anygpt_jax import distributed
 from anygpt_jax.model.config import DecoderConfig
@@ -38,7 +39,7 @@ _WEIGHTS = ("loss_weights", "direction_weights")
 
 def check_numbers(config: Any) -> None:
     """UserError names a number that makes no training, before anything is written."""
-    fields = _flat(config.to_dict())
+    fields = traverse_util.flatten_dict(config.to_dict(), sep=".")
 
     def refuse(name: str, wanted: str) -> None:
         raise UserError(f"config.{name} = {fields[name]}; it must be {wanted}.")
@@ -115,11 +116,3 @@ def check_continues(
 def plain(config: Any) -> dict[str, Any]:
     """The config as JSON values, for the checkpoint's record."""
     return json.loads(json.dumps(config.to_dict(), default=str))
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

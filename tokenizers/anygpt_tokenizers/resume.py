@@ -1,8 +1,8 @@
 """What a stopped training run continues from: one safetensors file in the run's output directory."""
 
-import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,22 +15,26 @@ from anygpt_tokenizers.cli import UserError
 FILE = "resume.safetensors"
 
 
-def save(out: str, run: str, tree: Any, step: int, seconds: float) -> None:
-    """Writes the arrays of `tree` after `step` steps; a file that is there is replaced all at once."""
+def save(out: str, settings: Mapping[str, Any], tree: Any, step: int, seconds: float) -> None:
+    """Writes the arrays of `tree` after `step` steps; a file that is there is replaced all at once.
+
+    `settings`: what makes the run what it is, by name; values that JSON knows.
+    """
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
-    meta = {"run": _hash(run), "progress": json.dumps({"step": step, "seconds": seconds})}
+    meta = {"settings": json.dumps(settings), "progress": json.dumps({"step": step, "seconds": seconds})}
     partial = os.path.join(out, f".{FILE}.partial")
     safetensors.numpy.save_file(arrays, partial, meta)
     os.replace(partial, os.path.join(out, FILE))
 
 
-def load(out: str, run: str, tree: Any) -> tuple[Any, int, float]:
+def load(out: str, settings: Mapping[str, Any], tree: Any) -> tuple[Any, int, float]:
     """(the saved tree, steps done, seconds spent), or `tree`, 0 and 0 if nothing is saved.
 
-    UserError if another run (other settings, other data) was stopped there, or the file is damaged.
+    UserError if a run with another value of a setting was stopped there, or the file is damaged. A setting
+    that was not known then counts as the same.
     """
     path = os.path.join(out, FILE)
     if not os.path.exists(path):
@@ -38,11 +42,13 @@ def load(out: str, run: str, tree: Any) -> tuple[Any, int, float]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             meta = file.metadata()
-            if meta["run"] != _hash(run):
-                raise UserError(
-                    f"In {out} a run with other settings or data was stopped; take its settings to continue "
-                    f"it, another --out, or remove {path} to start over."
-                )
+            was, now = json.loads(meta["settings"]), json.loads(json.dumps(settings))
+            for name in sorted(was.keys() & now.keys()):
+                if was[name] != now[name]:
+                    raise UserError(
+                        f"In {out} a run was stopped whose {name} was {was[name]}, not {now[name]}; take that "
+                        f"to continue it, another --out, or remove {path} to start over."
+                    )
             leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
             saved = [file.get_tensor(jax.tree_util.keystr(key)) for key, _ in leaves]
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
@@ -56,7 +62,3 @@ def forget(out: str) -> None:
     path = os.path.join(out, FILE)
     if os.path.exists(path):
         os.remove(path)
-
-
-def _hash(run: str) -> str:
-    return hashlib.sha256(run.encode()).hexdigest()

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import optax
 from absl import flags
+from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 from tqdm import tqdm
@@ -205,8 +206,8 @@ def _optimize(
     params, state = training.init(jax.random.fold_in(key, config.steps), examples)
     carry = (params, state, optimizer.init(params))
     os.makedirs(out, exist_ok=True)
-    run = _fingerprint(config, examples)
-    carry, first, spent = resume.load(out, run, carry)
+    settings = _settings(config, examples)
+    carry, first, spent = resume.load(out, settings, carry)
     place_batch, place_carry = _placement(config)
     carry = place_carry(carry)
     step_fn = make_step(training, optimizer)
@@ -239,14 +240,15 @@ def _optimize(
                 progress.set_postfix({name: f"{value:.3g}" for name, value in logged.items()})
             if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                 training.to_codec(*carry[:2]).save_pretrained(out)
-                resume.save(out, run, carry, step + 1, time.time() - started)
+                resume.save(out, settings, carry, step + 1, time.time() - started)
     return carry[0], carry[1], logged, time.time() - started
 
 
-def _fingerprint(config: config_dict.ConfigDict, examples: Examples) -> str:
-    """What makes a run the same: its data's size and its settings, but for those that change no step."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in CHANGE_NO_STEP}
-    return json.dumps([settings, len(examples)], sort_keys=True, default=str)
+def _settings(config: config_dict.ConfigDict, examples: Examples) -> dict[str, Any]:
+    """What makes a run the same: its data's size and the config, but for what changes no step."""
+    fields = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
+    kept = {f"config.{name}": value for name, value in fields.items() if name not in CHANGE_NO_STEP}
+    return {**kept, "number of examples": len(examples)}
 
 
 def _placement(config: config_dict.ConfigDict) -> tuple[Callable, Callable]:
