@@ -279,7 +279,7 @@ def _chosen_step(workdir: epath.Path, steps: list[int], step: int | None) -> int
         for damaged, wrong in faults.items():
             print(f"Checkpoint {damaged} of {workdir} is damaged ({wrong}).", file=sys.stderr)
         if step is None:
-            raise UserError(f"{workdir} holds no checkpoint that is whole; train again from a copy.")
+            raise UserError(f"{workdir} holds no checkpoint that is whole; make it again, or use a copy.")
     elif step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}.")
     elif wrong := integrity.fault(workdir, step):

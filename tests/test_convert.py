@@ -244,6 +244,30 @@ def test_an_imported_directory_is_no_run_to_continue(imported, tmp_path):
         loop.train(run_config(""), str(tmp_path / "ckpt"), data, jax.devices()[:1])
 
 
+def test_an_imported_model_with_flipped_bytes_is_named_and_never_used(imported, tmp_path):
+    model = load_model(imported)
+    shutil.copytree(imported, tmp_path / "ckpt")
+    largest = max((tmp_path / "ckpt/checkpoints/0/params/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(byte ^ 0x55 for byte in data[middle : middle + 40])
+    largest.write_bytes(data)
+    uses = [
+        lambda: load_model(tmp_path / "ckpt"),
+        lambda: export_hf(tmp_path / "ckpt", tmp_path / "out"),
+        lambda: grow(tmp_path / "ckpt", str(imported), tmp_path / "out"),
+        lambda: loop.initial_parameters(tmp_path / "ckpt", model.config, model.vocabulary, None),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match="no checkpoint that is whole"):
+            use()
+    with pytest.raises(UserError, match=f"damaged .*{largest.name} has other bytes than were written"):
+        load_model(tmp_path / "ckpt", 0)
+    with pytest.raises(UserError, match="holds parameters only"):
+        loop.train(run_config(""), str(tmp_path / "ckpt"), TextData(model.vocabulary), jax.devices()[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"] and largest.exists()
+
+
 def test_what_exists_is_never_overwritten(llama, imported):
     with pytest.raises(UserError, match="exists already"):
         import_hf(llama[0], imported)
