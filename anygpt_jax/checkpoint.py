@@ -272,6 +272,15 @@ def describe_model(
     return DecoderConfig(**meta["model"]), vocabulary, text_tokenizer, step
 
 
+def training_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """The config that a checkpoint was trained with, as JSON values; empty of an imported one."""
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        return checkpoint.meta(step)["config"]
+    finally:
+        checkpoint.close()
+
+
 def _chosen_step(workdir: epath.Path, steps: list[int], step: int | None) -> int:
     """`step`, or the newest that is not damaged; says which are."""
     if step is None:

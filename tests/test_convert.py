@@ -50,6 +50,14 @@ def weights_of(directory):
     return found
 
 
+def positions_of(directory):
+    """What an export says of its longest row, in both places."""
+    config, tokenizer = (
+        json.loads((directory / name).read_text()) for name in ("config.json", "tokenizer_config.json")
+    )
+    return config["max_position_embeddings"], tokenizer["model_max_length"]
+
+
 def test_import_then_export_keeps_every_bit_name_and_token(llama, imported, tmp_path):
     directory, vocab, values = llama
     export_hf(imported, tmp_path / "out", shard_bytes=200_000)
@@ -59,6 +67,7 @@ def test_import_then_export_keeps_every_bit_name_and_token(llama, imported, tmp_
     for name, value in values.items():
         np.testing.assert_array_equal(back[name], value)
     assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == vocab.token_strings
+    assert positions_of(tmp_path / "out") == (4096, 4096)
     import_hf(tmp_path / "out", tmp_path / "again")
     a, b = (load_model(path) for path in (imported, tmp_path / "again"))
     assert a.vocabulary == b.vocabulary and a.config == b.config
@@ -225,9 +234,13 @@ def run_config(init_from):
 def test_training_starts_from_imported_parameters_and_resumes_its_own(imported, tmp_path):
     model = load_model(imported)
     data = TextData(model.vocabulary)
-    loop.train(run_config(imported), str(tmp_path / "run"), data, jax.devices()[:1])
+    config = run_config(imported)
+    config.pack.seq_len = 4608
+    loop.train(config, str(tmp_path / "run"), data, jax.devices()[:1])
     trained = load_model(tmp_path / "run")
     assert trained.step == 2
+    export_hf(tmp_path / "run", tmp_path / "exported")
+    assert positions_of(tmp_path / "exported") == (4608, 4608)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
     jax.tree.map(close, trained.params, model.params)
     loop.train(run_config(tmp_path / "gone"), str(tmp_path / "run"), data, jax.devices()[:1])
@@ -289,6 +302,9 @@ def test_the_command_imports_and_exports(llama, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 layers" in done.stdout
     assert ParameterStore(tmp_path / "ckpt", 0)["embedding"].dtype.name == "bfloat16"
+    done = run("export-hf", f"--ckpt={tmp_path / 'ckpt'}", f"--out={tmp_path / 'out'}", "--max_positions=512")
+    assert done.returncode == 0, done.stderr
+    assert positions_of(tmp_path / "out") == (512, 512)
     wrong = run("export-hf", "--src=x")
     assert wrong.returncode == 2 and wrong.stderr.strip().splitlines()[-1].startswith(
         "error: export-hf needs"
