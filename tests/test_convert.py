@@ -18,7 +18,7 @@ from fake_data import FakeData
 
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.checkpoint import load_model
-from anygpt_jax.convert import export_hf, grow, import_hf, tokens
+from anygpt_jax.convert import export_hf, grow, hf_source, import_hf, tokens
 from anygpt_jax.convert.store import ParameterStore
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.text import TextTokenizer
@@ -111,6 +111,21 @@ def test_a_tied_models_output_table_is_the_input_table_whether_or_not_it_is_stor
     params = load_model(tmp_path / "ckpt").params
     np.testing.assert_array_equal(params["embedding"][: vocab.size], table)
     np.testing.assert_array_equal(params["unembedding"][:, : vocab.size], table.T)
+
+
+@pytest.mark.parametrize(
+    ("given", "theta"),
+    [
+        ({}, 1e4),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
+        ({"rope_theta": 500_000, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_parameters": {"rope_theta": 5e5}}, 5e5),
+    ],
+)
+def test_the_rotary_base_is_read_where_old_and_new_configs_have_it(llama, tmp_path, given, theta):
+    config = json.loads((llama[0] / "config.json").read_text()) | given
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hf_source.model_fields(str(tmp_path))["rope_theta"] == theta
 
 
 def test_published_token_files_give_the_published_layouts(tmp_path):
