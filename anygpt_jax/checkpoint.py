@@ -274,6 +274,15 @@ def describe_model(
     return DecoderConfig(**meta["model"]), vocabulary, text_tokenizer, step
 
 
+def training_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """The config that a checkpoint was trained with, as JSON values; empty of an imported one."""
+    checkpoint = JointCheckpoint(workdir, keep=None)
+    try:
+        return checkpoint.meta(step)["config"]
+    finally:
+        checkpoint.close()
+
+
 def _chosen_step(workdir: epath.Path, steps: list[int], step: int | None) -> int:
     """`step`, or the newest that is not damaged; says which are."""
     if step is None:
@@ -281,7 +290,7 @@ def _chosen_step(workdir: epath.Path, steps: list[int], step: int | None) -> int
         for damaged, wrong in faults.items():
             print(f"Checkpoint {damaged} of {workdir} is damaged ({wrong}).", file=sys.stderr)
         if step is None:
-            raise UserError(f"{workdir} holds no checkpoint that is whole; train again from a copy.")
+            raise UserError(f"{workdir} holds no checkpoint that is whole; make it again, or use a copy.")
     elif step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}.")
     elif wrong := integrity.fault(workdir, step):

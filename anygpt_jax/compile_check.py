@@ -21,6 +21,7 @@ from anygpt_tokenizers import cli
 
 from anygpt_jax.compilation.programs import PROGRAMS
 from anygpt_jax.compilation.report import DoesNotFit, describe
+from anygpt_jax.compilation.slices import devices_of
 
 _TOPOLOGY = flags.DEFINE_multi_string(
     "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices) or h100:8; may be repeated."
@@ -33,7 +34,7 @@ _LENGTH = flags.DEFINE_integer(
     "length", None, "Not for train: slots of the cache, seconds of sound, or steps of unCLIP.", lower_bound=2
 )
 _HLO = flags.DEFINE_string("hlo", None, "Writes the compiled program's text (of the last topology) here.")
-_JSON = flags.DEFINE_string("json", None, "Writes all reports here.")
+_JSON = flags.DEFINE_string("json", None, "Writes all reports here, after each topology.")
 
 
 def main(positional: list[str]) -> int:
@@ -48,6 +49,8 @@ def main(positional: list[str]) -> int:
         if flag.value and not _can_be_written(flag.value):
             raise cli.UserError(f"--{flag.name}={flag.value} cannot be written; give a file's path.")
     jax.config.update("jax_platforms", "cpu")  # the plugins are to compile, not to look for devices
+    for topology in _TOPOLOGY.value:
+        devices_of(topology)  # one that does not exist is said before minutes of compiling
     reports = []
     for topology in _TOPOLOGY.value:
         try:
@@ -58,8 +61,8 @@ def main(positional: list[str]) -> int:
         print(describe(report), flush=True)
         if _HLO.value and text:
             _write(_HLO.value, text)
-    if _JSON.value:
-        _write(_JSON.value, json.dumps(reports, indent=1) + "\n")
+        if _JSON.value:
+            _write(_JSON.value, json.dumps(reports, indent=1) + "\n")
     return 0 if all(report["fits"] for report in reports) else 1
 
 

@@ -9,7 +9,8 @@ that is missing, cut or overwritten is noticed, while the bytes of one that nobo
 service's care. Of a checkpoint that was copied from a disk to a bucket or back only the sizes are compared.
 
 A training's checkpoint without checksums (the process was killed before they were written) is read once, and
-counts as whole if that succeeds; an imported one, which never had any, is not looked at.
+counts as whole if that succeeds. An imported one (convert) is there only with its checksums; one without, of
+an older version, is not looked at.
 """
 
 import itertools
@@ -115,7 +116,8 @@ def newest_whole(workdir: str | os.PathLike, steps: Sequence[int]) -> tuple[int 
 def set_aside_damaged(workdir: str | os.PathLike) -> list[str]:
     """Moves damaged checkpoints newer than the newest whole one out of the way; a sentence on each."""
     workdir = storage.locate(workdir)
-    good, faults = newest_whole(workdir, _finished(workdir))
+    # Step 0 is an imported model's, which no training goes on from and none may take the place of.
+    good, faults = newest_whole(workdir, [step for step in _finished(workdir) if step])
     sentences = []
     for step, wrong in faults.items():
         aside = workdir / DAMAGED / str(step)

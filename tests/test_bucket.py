@@ -215,6 +215,11 @@ def test_weights_are_exported_and_grown_from_a_bucket(service, tmp_path):
         assert (tmp_path / "from_bucket" / path.name).read_bytes() == path.read_bytes()
     config = grow(f"{BUCKET}/imported", str(tmp_path / "imported"), tmp_path / "grown")
     assert config == load_model(tmp_path / "imported").config
+    objects = service.buckets["bucket"]
+    victim = max(_names(service, "imported/checkpoints/0/"), key=lambda name: len(objects[name].data))
+    service.put("bucket", victim, objects[victim].data[:-7])
+    with pytest.raises(UserError, match="bytes instead of"):
+        export_hf(f"{BUCKET}/imported", tmp_path / "from_bucket_again", step=0)
 
 
 def test_a_missing_bucket_is_one_sentence_of_the_command(service):

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -120,13 +121,15 @@ def test_an_unknown_slice_is_named(topology):
         slices.chip_of(topology)
 
 
-def test_the_command_says_what_is_missing():
+def test_the_command_says_what_is_missing_before_compiling_for_any_topology():
     command = [sys.executable, "-m", "anygpt_jax.compile_check", "--config=configs/pretrain.py"]
-    for arguments in [[], ["--topology=v9:1x1"]]:
+    second_unknown = ["--topology=v5e:1x1", "--topology=v9:1x1"]
+    unknown = "There is no topology 'v9:1x1'|.*this needs libtpu"
+    for arguments, said in [([], "Give at least one topology"), (second_unknown, unknown)]:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 2
+        assert done.returncode == 2 and done.stdout == ""
         assert "Traceback" not in done.stderr
-        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+        assert re.match(f"error: ({said})", done.stderr.strip().splitlines()[-1])
 
 
 @pytest.mark.parametrize("topology", ["h100:9", "h100:0", "h200:two", "h100:8*2"])
@@ -219,6 +222,14 @@ def dummy():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:3x5", "v5e:1xx", "v4:3x3x3"])
+def test_a_shape_that_no_slice_has_is_named_and_nothing_is_to_be_installed(topology):
+    with pytest.raises(UserError, match=rf"no slice '{topology}' \(.*such as {topology[:2]}\w?:") as refused:
+        slices.devices_of(topology)
+    assert "pip" not in str(refused.value)
+
+
+@needs_libtpu
 def test_a_small_model_compiles_for_a_slice_with_splash_attention():
     report, text = check_train_step(dummy(), "v5e:2x2")
     assert report["fits"] and report["devices"] == 4
@@ -270,14 +281,25 @@ def test_the_command_on_the_plain_config_compiles_for_64_chips_and_writes_what_i
     assert text.startswith("HloModule") and hlo.cost_of(text).cycles == report["cycles"]
 
 
+TOO_LARGE = {"data__batch_size": 4096, "pack__seq_len": 4096, "optimizer__accumulation": 1, "mesh__fsdp": 1}
+
+
 @needs_libtpu
 def test_the_command_exits_with_1_where_the_memory_is_too_small(tmp_path):
-    sizes = {"data__batch_size": 4096, "pack__seq_len": 4096, "optimizer__accumulation": 1, "mesh__fsdp": 1}
-    done = command("--topology=v5e:1x1", f"--json={tmp_path}/reports.json", **sizes)
+    done = command("--topology=v5e:1x1", f"--json={tmp_path}/reports.json", **TOO_LARGE)
     assert done.returncode == 1, done.stderr
     assert "DOES NOT FIT; try --config.optimizer.accumulation=4096" in done.stdout
     (report,) = json.loads((tmp_path / "reports.json").read_text())
     assert not report["fits"] and report["advice"] == "--config.optimizer.accumulation=4096"
+
+
+@needs_libtpu
+def test_the_command_keeps_the_reports_made_before_a_topology_that_does_not_suit_the_config(tmp_path):
+    topologies = ["--topology=v5e:1x1", "--topology=v5e:2x2*2"]
+    done = command(*topologies, f"--json={tmp_path}/reports.json", **TOO_LARGE)
+    assert done.returncode == 2 and "belong to 2 slices" in done.stderr
+    (report,) = json.loads((tmp_path / "reports.json").read_text())
+    assert report["topology"] == "v5e:1x1"
 
 
 @needs_libtpu

@@ -18,7 +18,7 @@ from fake_data import FakeData
 
 from anygpt_jax import sharding, vocabulary
 from anygpt_jax.checkpoint import load_model
-from anygpt_jax.convert import export_hf, grow, import_hf, tokens
+from anygpt_jax.convert import export_hf, grow, hf_source, import_hf, tokens
 from anygpt_jax.convert.store import ParameterStore
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.text import TextTokenizer
@@ -50,6 +50,14 @@ def weights_of(directory):
     return found
 
 
+def positions_of(directory):
+    """What an export says of its longest row, in both places."""
+    config, tokenizer = (
+        json.loads((directory / name).read_text()) for name in ("config.json", "tokenizer_config.json")
+    )
+    return config["max_position_embeddings"], tokenizer["model_max_length"]
+
+
 def test_import_then_export_keeps_every_bit_name_and_token(llama, imported, tmp_path):
     directory, vocab, values = llama
     export_hf(imported, tmp_path / "out", shard_bytes=200_000)
@@ -59,6 +67,7 @@ def test_import_then_export_keeps_every_bit_name_and_token(llama, imported, tmp_
     for name, value in values.items():
         np.testing.assert_array_equal(back[name], value)
     assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == vocab.token_strings
+    assert positions_of(tmp_path / "out") == (4096, 4096)
     import_hf(tmp_path / "out", tmp_path / "again")
     a, b = (load_model(path) for path in (imported, tmp_path / "again"))
     assert a.vocabulary == b.vocabulary and a.config == b.config
@@ -102,6 +111,21 @@ def test_a_tied_models_output_table_is_the_input_table_whether_or_not_it_is_stor
     params = load_model(tmp_path / "ckpt").params
     np.testing.assert_array_equal(params["embedding"][: vocab.size], table)
     np.testing.assert_array_equal(params["unembedding"][:, : vocab.size], table.T)
+
+
+@pytest.mark.parametrize(
+    ("given", "theta"),
+    [
+        ({}, 1e4),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
+        ({"rope_theta": 500_000, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({"rope_parameters": {"rope_theta": 5e5}}, 5e5),
+    ],
+)
+def test_the_rotary_base_is_read_where_old_and_new_configs_have_it(llama, tmp_path, given, theta):
+    config = json.loads((llama[0] / "config.json").read_text()) | given
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hf_source.model_fields(str(tmp_path))["rope_theta"] == theta
 
 
 def test_published_token_files_give_the_published_layouts(tmp_path):
@@ -225,9 +249,13 @@ def run_config(init_from):
 def test_training_starts_from_imported_parameters_and_resumes_its_own(imported, tmp_path):
     model = load_model(imported)
     data = TextData(model.vocabulary)
-    loop.train(run_config(imported), str(tmp_path / "run"), data, jax.devices()[:1])
+    config = run_config(imported)
+    config.pack.seq_len = 4608
+    loop.train(config, str(tmp_path / "run"), data, jax.devices()[:1])
     trained = load_model(tmp_path / "run")
     assert trained.step == 2
+    export_hf(tmp_path / "run", tmp_path / "exported")
+    assert positions_of(tmp_path / "exported") == (4608, 4608)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
     jax.tree.map(close, trained.params, model.params)
     loop.train(run_config(tmp_path / "gone"), str(tmp_path / "run"), data, jax.devices()[:1])
@@ -242,6 +270,30 @@ def test_an_imported_directory_is_no_run_to_continue(imported, tmp_path):
     data = TextData(load_model(imported).vocabulary)
     with pytest.raises(UserError, match="holds parameters only"):
         loop.train(run_config(""), str(tmp_path / "ckpt"), data, jax.devices()[:1])
+
+
+def test_an_imported_model_with_flipped_bytes_is_named_and_never_used(imported, tmp_path):
+    model = load_model(imported)
+    shutil.copytree(imported, tmp_path / "ckpt")
+    largest = max((tmp_path / "ckpt/checkpoints/0/params/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(byte ^ 0x55 for byte in data[middle : middle + 40])
+    largest.write_bytes(data)
+    uses = [
+        lambda: load_model(tmp_path / "ckpt"),
+        lambda: export_hf(tmp_path / "ckpt", tmp_path / "out"),
+        lambda: grow(tmp_path / "ckpt", str(imported), tmp_path / "out"),
+        lambda: loop.initial_parameters(tmp_path / "ckpt", model.config, model.vocabulary, None),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match="no checkpoint that is whole"):
+            use()
+    with pytest.raises(UserError, match=f"damaged .*{largest.name} has other bytes than were written"):
+        load_model(tmp_path / "ckpt", 0)
+    with pytest.raises(UserError, match="holds parameters only"):
+        loop.train(run_config(""), str(tmp_path / "ckpt"), TextData(model.vocabulary), jax.devices()[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"] and largest.exists()
 
 
 def test_what_exists_is_never_overwritten(llama, imported):
@@ -265,6 +317,9 @@ def test_the_command_imports_and_exports(llama, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 layers" in done.stdout
     assert ParameterStore(tmp_path / "ckpt", 0)["embedding"].dtype.name == "bfloat16"
+    done = run("export-hf", f"--ckpt={tmp_path / 'ckpt'}", f"--out={tmp_path / 'out'}", "--max_positions=512")
+    assert done.returncode == 0, done.stderr
+    assert positions_of(tmp_path / "out") == (512, 512)
     wrong = run("export-hf", "--src=x")
     assert wrong.returncode == 2 and wrong.stderr.strip().splitlines()[-1].startswith(
         "error: export-hf needs"

@@ -89,12 +89,21 @@ def devices_of(topology: str) -> list[Any]:
     try:
         return topologies.get_topology_desc(**options).devices
     except (RuntimeError, ValueError, NotImplementedError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:150]
+        raise UserError(_refusal(topology, str(error).strip().splitlines()[0])) from error
+
+
+def _refusal(topology: str, reason: str) -> str:
+    """Why a topology cannot be compiled for, and what to do."""
+    chip = topology.partition(":")[0]
+    unknown = "INVALID_ARGUMENT: "  # so answers libtpu, which then is there
+    if chip in TPUS and reason.startswith(unknown):
+        shape = "4x4x4" if chip in ("v4", "v5") else "8x8"
+        reason = reason.removeprefix(unknown)[:150].rstrip(".")
+        return f"There is no slice {topology!r} ({reason}); choose one that there is, such as {chip}:{shape}."
+    needed = "libtpu, no TPU: pip install 'jax[tpu]'"
+    if chip in GPUS:
         needed = "JAX's CUDA plugin, no GPU: pip install 'jax[cuda12]'"
-        raise UserError(
-            f"Cannot compile for {topology}: {reason} (this needs "
-            f"{needed if on_gpu else 'libtpu, no TPU: pip install ' + repr('jax[tpu]')})."
-        ) from error
+    return f"Cannot compile for {topology}: {reason[:150]} (this needs {needed})."
 
 
 def _tpu_options(topology: str) -> dict[str, Any]:

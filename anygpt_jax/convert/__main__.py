@@ -48,6 +48,9 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", None, ("float32", "float16", "bfloat16"), "export: of the weights; otherwise: of activations."
 )
 _PARAM_DTYPE = flags.DEFINE_enum("param_dtype", None, ("float32", "bfloat16"), "Of the stored parameters.")
+_MAX_POSITIONS = flags.DEFINE_integer(
+    "max_positions", None, "Longest row that an export allows; by default as trained, at least 4,096.", 1
+)
 _SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest weights file of an export, 10⁹ bytes.", 0.001)
 
 
@@ -79,7 +82,7 @@ def _grow() -> str:
 
 def _export_hf() -> str:
     shard = round(_SHARD_GB.value * 1e9)
-    size = convert.export_hf(_CKPT.value, _OUT.value, _STEP.value, _DTYPE.value, shard)
+    size = convert.export_hf(_CKPT.value, _OUT.value, _STEP.value, _DTYPE.value, shard, _MAX_POSITIONS.value)
     return f"{_OUT.value}: weights of {size / 1e6:,.1f} MB"
 
 

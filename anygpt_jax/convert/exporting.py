@@ -19,6 +19,7 @@ from anygpt_jax.convert.store import ParameterStore
 from anygpt_jax.model.config import DecoderConfig
 
 _INDEX = "model.safetensors.index.json"
+_LEAST_POSITIONS = 4096  # LLaMA-2's, and so of what was imported and never trained here
 
 
 def export_hf(
@@ -27,7 +28,7 @@ def export_hf(
     step: int | None = None,
     dtype: str | None = None,
     shard_bytes: int = 5 * 10**9,
-    max_positions: int = 4096,
+    max_positions: int | None = None,
 ) -> int:
     """Writes a checkpoint as a LLaMA directory: weights, config, tokenizer files; padding rows are dropped.
 
@@ -36,7 +37,8 @@ def export_hf(
       step: of the checkpoint, by default the newest.
       dtype: float32, float16 or bfloat16; by default as stored, and then every bit is kept.
       shard_bytes: largest size of a weights file.
-      max_positions: what config.json says; the decoder itself has no limit.
+      max_positions: what config.json and the tokenizer say, beyond which some readers cut; the decoder itself
+        has no limit. By default the length of the rows that the checkpoint was trained on, at least 4,096.
     Returns:
       Bytes of all weights. Raises a UserError if the checkpoint or the step is not there.
     """
@@ -44,6 +46,7 @@ def export_hf(
     dtype = dtype or config.param_dtype
     if jnp.dtype(dtype) not in DTYPES.values():
         raise UserError(f"Weights cannot be exported as {dtype!r}; choose float32, float16 or bfloat16.")
+    max_positions = max_positions or _trained_positions(ckpt, step)
     params = ParameterStore(os.fspath(ckpt), step)
     wanted = list(tensors(config))
     files = _shards(wanted, jnp.dtype(dtype).itemsize, shard_bytes)
@@ -66,8 +69,13 @@ def export_hf(
             "pad_token_id": vocabulary.PAD_ID,
         }
         _write_json(partial, "generation_config.json", ids)
-        tokens.write_tokenizer(partial, vocab, tokenizer)
+        tokens.write_tokenizer(partial, vocab, tokenizer, max_positions)
     return total
+
+
+def _trained_positions(ckpt: str | os.PathLike, step: int) -> int:
+    trained = checkpoint.training_config(ckpt, step).get("pack", {})
+    return max(_LEAST_POSITIONS, trained.get("seq_len", 0))
 
 
 def _shards(wanted: list[Tensor], itemsize: int, shard_bytes: int) -> dict[str, list[Tensor]]:

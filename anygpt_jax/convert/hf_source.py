@@ -37,12 +37,6 @@ def model_fields(source: str) -> dict[str, Any]:
     for name, wanted in _REQUIRED.items():
         if config.get(name, wanted) != wanted:
             raise UserError(f"{path}: {name} is {config[name]!r}; only {wanted!r} can be imported.")
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: rotary scaling {rope!r} cannot be imported; LLaMA-2 has none.")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{path}: rotary scaling {kind!r} cannot be imported; LLaMA-2 has none.")
     fields = {ours: _size(path, config, theirs) for ours, theirs in _SIZES.items()}
     heads = fields["num_heads"]
     defaults = {"num_key_value_heads": heads, "head_dim": fields["embed_dim"] // heads}
@@ -54,13 +48,34 @@ def model_fields(source: str) -> dict[str, Any]:
         )
     if head_dim % 2:
         raise UserError(f"{path}: head_dim is {head_dim}; rotary positions need an even number.")
-    theta = config.get("rope_theta") or rope.get("rope_theta") or 10_000.0
     return fields | {
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
-        "rope_theta": _positive(path, "rope_theta", theta),
+        "rope_theta": _rope_theta(path, config),
         "norm_eps": _positive(path, "rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
     }
+
+
+def _rope_theta(path: str, config: dict[str, Any]) -> float:
+    """The one base of the rotary angles that a config.json names, by default 10,000.
+
+    It stands at the top or, of transformers 5, in rope_parameters. UserError where two are given that differ,
+    or where the angles are to be scaled.
+    """
+    thetas = {"rope_theta": config.get("rope_theta")}
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{path}: {name} is {rope!r}; it must be an object or null.")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise UserError(f"{path}: rotary scaling {kind!r} cannot be imported; LLaMA-2 has none.")
+        thetas[f"{name}.rope_theta"] = rope.get("rope_theta")
+    given = {name: _positive(path, name, theta) for name, theta in thetas.items() if theta is not None}
+    if len(set(given.values())) > 1:
+        said = " and ".join(f"{name} = {theta}" for name, theta in given.items())
+        raise UserError(f"{path} says {said}; keep the one that the model was trained with.")
+    return next(iter(given.values()), 10_000.0)
 
 
 def _size(path: str, config: dict[str, Any], name: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from anygpt_tokenizers.cli import UserError
 from tqdm import tqdm
 
-from anygpt_jax import checkpoint, storage
+from anygpt_jax import checkpoint, integrity, storage
 from anygpt_jax.convert import hf_source, store, tokens
 from anygpt_jax.convert.layout import TABLES, Tensor, tensors
 from anygpt_jax.convert.staging import new_directory
@@ -183,3 +183,4 @@ def _write(
             array[(*index, *(slice(0, size) for size in tensor.slice_shape))].write(ours).result()
         tokenizer.save(os.path.join(partial, checkpoint.TEXT_MODEL))
         vocab.save(os.path.join(partial, checkpoint.VOCABULARY))
+        integrity.record(partial, step=0)  # reads what was written, a few MB in memory at a time

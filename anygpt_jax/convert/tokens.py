@@ -116,7 +116,7 @@ def named_vocabulary(name: str, tokenizer: TextTokenizer) -> Vocabulary:
     return dataclasses.replace(found, text_model_hash=tokenizer.hash)
 
 
-def write_tokenizer(out: str, vocab: Vocabulary, tokenizer: TextTokenizer) -> None:
+def write_tokenizer(out: str, vocab: Vocabulary, tokenizer: TextTokenizer, max_positions: int) -> None:
     """The files that transformers' LLaMA tokenizer loads, with the published checkpoint's settings."""
     tokenizer.save(os.path.join(out, TEXT_MODEL))
     tokens = {token: number for number, token in sorted(vocab.token_names.items())}
@@ -136,7 +136,7 @@ def write_tokenizer(out: str, vocab: Vocabulary, tokenizer: TextTokenizer) -> No
             "legacy": True,
             "clean_up_tokenization_spaces": False,
             "spaces_between_special_tokens": False,
-            "model_max_length": 4096,
+            "model_max_length": max_positions,
             "padding_side": "left",
             "bos_token": "<s>",
             "eos_token": "</s>",
