@@ -1,7 +1,7 @@
 """Kills a training at random moments and shows that nothing is lost.
 
     python benchmarks/chaos.py --kills=20 --out=benchmarks/results/chaos.json
-    python benchmarks/chaos.py --kills=20 --processes=2
+    python benchmarks/chaos.py --kills=20 --processes=2 --out=benchmarks/results/chaos_two_processes.json
 
 A tiny run that saves a checkpoint every few steps is killed with SIGKILL again and again, checkpoint writes
 included, and started again by the same command. At the end its curve has to be the one of an uninterrupted

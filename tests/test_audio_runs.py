@@ -73,9 +73,7 @@ def test_a_run_that_was_killed_continues_to_the_bit(tmp_path, monkeypatch):
     assert load_codec(tmp_path / "killed").num_codebooks == 1  # the codec of the last save can be used
     other = config.copy_and_resolve_references()
     other.batch_size = 2
-    with pytest.raises(
-        cli.UserError, match=r"stopped whose config.batch_size was \d+, not 2; take that"
-    ):
+    with pytest.raises(cli.UserError, match=r"stopped whose config.batch_size was \d+, not 2; take that"):
         train_codec(other, data, tmp_path / "killed", data)
     train_codec(config, data, tmp_path / "killed", data)
     assert load_codec(tmp_path / "killed").hash == load_codec(tmp_path / "whole").hash

@@ -46,8 +46,8 @@ def load(out: str, settings: Mapping[str, Any], tree: Any) -> tuple[Any, int, fl
             for name in sorted(was.keys() & now.keys()):
                 if was[name] != now[name]:
                     raise UserError(
-                        f"In {out} a run was stopped whose {name} was {was[name]}, not {now[name]}; take that "
-                        f"to continue it, another --out, or remove {path} to start over."
+                        f"In {out} a run was stopped whose {name} was {was[name]}, not {now[name]}; take "
+                        f"that to continue it, another --out, or remove {path} to start over."
                     )
             leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
             saved = [file.get_tensor(jax.tree_util.keystr(key)) for key, _ in leaves]
