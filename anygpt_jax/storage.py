@@ -12,14 +12,16 @@ import errno
 import fcntl
 import functools
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from anygpt_tokenizers.cli import UserError
 from etils import epath
@@ -31,6 +33,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 _GCS = "gs://"
 _LOCK = ".lock"
+PATIENCE = 120  # seconds; on a network file system a lost host keeps its locks for about 90
 _PIECE = 16 << 20  # bytes read at a time
 _SECONDS = 30  # until a bucket that does not answer is given up
 
@@ -75,7 +78,7 @@ def make_directory(path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def held(directory: epath.Path) -> Iterator[None]:
-    """Nobody else holds the directory meanwhile; UserError if somebody does.
+    """Nobody else holds the directory meanwhile; UserError if somebody does for PATIENCE seconds more.
 
     A bucket knows no such lock, nor do some file systems of clusters, which is said.
     """
@@ -84,16 +87,28 @@ def held(directory: epath.Path) -> Iterator[None]:
         return
     with open(directory / _LOCK, "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another run is writing to {directory}; wait for its end, or give another --workdir."
-            ) from None
+            _lock(file, directory)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             print(f"{directory} has no locks: see that no second run writes to it.", file=sys.stderr)
         yield
+
+
+def _lock(file: IO[str], directory: epath.Path) -> None:
+    end = time.monotonic() + PATIENCE
+    for attempt in itertools.count():
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"Another run is writing to {directory}; wait for its end, or give another --workdir."
+                ) from None
+        if attempt == 0:
+            print(f"Another run is writing to {directory}; waiting up to {PATIENCE} s.", file=sys.stderr)
+        time.sleep(1)
 
 
 def names(directory: epath.Path) -> list[str]:

@@ -71,9 +71,11 @@ def test_clipping_at_0_is_no_clipping(tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_a_directory_that_another_run_writes_to_is_refused(tmp_path):
+def test_a_directory_that_another_run_keeps_writing_to_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(storage, "PATIENCE", 0.5)
     with storage.held(tmp_path), pytest.raises(UserError, match=r"Another run is writing to .*--workdir"):
         loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())
+    assert "waiting up to 0.5 s" in capsys.readouterr().err
     assert loop.train(dummy_config(steps=5), tmp_path, FakeData(), one_device())["loss"] > 0
 
 
