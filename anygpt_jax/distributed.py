@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from anygpt_jax import storage
 AUTO = "auto"
 SECONDS = 60  # until hosts that are missing or hang end the run
 _ANSWER_SECONDS = 3  # for the coordination service to say who is missing
+_TOGETHER_SECONDS = 10  # between the first and the last host that end for the same reason
 _UNKNOWN = "a host is missing or hangs"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "anygpt_jax")
 _TEXT_BYTES = 1024  # of one host's description when hosts exchange them
@@ -69,6 +71,32 @@ def start(
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"The hosts did not find each other: {reason}") from error
+
+
+@contextlib.contextmanager
+def failing_alone() -> Iterator[None]:
+    """Ends this process at once when its body fails here alone: with 2 after a UserError, else with 1.
+
+    Left to JAX it would wait five minutes for the other hosts, which wait for it in a collective, and end by
+    a signal. Once it is gone JAX ends the others as after the loss of any host.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1 or _all_end():
+            raise
+        mistake = isinstance(error, UserError)
+        print(f"error: {error}" if mistake else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(2 if mistake else 1)
+
+
+def _all_end() -> bool:
+    """Whether all hosts come here within seconds of each other."""
+    try:
+        _client().wait_at_barrier("anygpt_jax/end", _TOGETHER_SECONDS * 1000)
+    except RuntimeError:  # some are elsewhere, or the host that would answer is gone
+        return False
+    return True
 
 
 def is_primary() -> bool:
@@ -163,14 +191,14 @@ class _Stage:
     def begin(self, name: str) -> None:
         """This host comes to the stage `name`."""
         self.name, self._key = name, f"anygpt_jax/stage/{next(_STAGES)}/"
-        self._service().key_value_set(f"{self._key}{jax.process_index()}", "here")
+        _client().key_value_set(f"{self._key}{jax.process_index()}", "here")
 
     def who_is_missing(self) -> str:
         """The hosts that did not come, as far as that can be told."""
         if self._key is None:  # no host has said where it is
             return _UNKNOWN
         try:
-            keys = self._service().key_value_dir_get(self._key)
+            keys = _client().key_value_dir_get(self._key)
         except RuntimeError:  # the host that would answer is gone
             return _UNKNOWN
         here = {int(key.rpartition("/")[2]) for key, _ in keys}
@@ -179,11 +207,12 @@ class _Stage:
             return "every host came to it, and one hangs in it"
         return f"host{'s' * (len(absent) > 1)} {', '.join(absent)} did not come to it"
 
-    @staticmethod
-    def _service() -> Any:
-        from jax._src import distributed  # no public name gives the connected client
 
-        return distributed.global_state.client
+def _client() -> Any:
+    """This host's connection to the coordination service."""
+    from jax._src import distributed  # no public name gives it
+
+    return distributed.global_state.client
 
 
 _STAGES = itertools.count()  # the same on all hosts, for all go through the same stages

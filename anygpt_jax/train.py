@@ -36,7 +36,8 @@ def main(positional: list[str]) -> int:
     allocator.keep_freed_memory()
     allocator.take_most_of_gpus()
     distributed.start(_WORKDIR.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    return ending.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
+    with distributed.failing_alone():
+        return ending.exit_code(lambda: loop.train(flags.FLAGS.config, _WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,27 @@ def test_what_only_the_first_process_notices_ends_all_of_them(tmp_path, packed, 
         assert "checkpoint in" in errors and "Traceback" not in errors
 
 
+def test_what_only_one_process_notices_ends_it_with_its_sentence_and_the_other_soon_after(tmp_path, start):
+    pack(tmp_path, [7, 9, 12, 14] * 80, window=100)
+    data = tmp_path / "packed"
+    shard = sorted(data.glob("*/*.arrayrecord"))[1]
+    whole = shard.read_bytes()
+    records = whole[: len(whole) // 2].rstrip(b"\0")  # what follows is padding and a trailer
+    middle = len(records) // 2
+    shard.write_bytes(whole[:middle] + bytes(20) + whole[middle + 20 :])
+    processes = _start_together(start, tmp_path / "run", data, steps=20, checkpoint__every=2)
+    # JAX by itself would take 300 s.
+    ended = [(process.communicate(timeout=200)[1], process.returncode) for process in processes]
+    (message,) = [errors for errors, code in ended if code == 2]
+    assert f"{shard} is damaged" in message and "Traceback" not in message
+    assert 0 not in [code for _, code in ended]
+
+    shard.write_bytes(whole)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    _train_here(tmp_path / "run", data, 8, steps=20)
+    assert len(_losses(tmp_path / "run")) == 20
+
+
 def test_sigterm_to_one_process_saves_and_stops_all(tmp_path, packed, start):
     processes = _start_together(start, tmp_path / "run", packed, steps=100_000, checkpoint__every=50_000)
     end = time.monotonic() + 300
