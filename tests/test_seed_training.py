@@ -215,6 +215,9 @@ def test_captions_become_bytes_or_pieces():
     pieces = seed_text.Captions(16, "anygpt_jax/assets/smallworld.model")
     row = pieces(["a large red circle"])[0]
     assert row[0] == 1 and row.max() < pieces.vocab_size and 1 < (row > 0).sum() < 16
+    for captions in (seed_text.Captions(6), pieces):
+        with pytest.raises(UserError, match=r"'a\\ud800b' has half a surrogate pair"):
+            captions(["fine", "a\ud800b"])
 
 
 def test_text_shares_the_q_formers_attention_and_ignores_padding(start):

@@ -48,11 +48,14 @@ class Captions:
             self.vocab_size = pieces.vocab_size() + SPECIAL
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 [len(texts), max_tokens]; longer texts are cut."""
+        """int32 [len(texts), max_tokens]; longer texts are cut. UserError for text that UTF-8 cannot hold."""
         rows = np.full((len(texts), self._max_tokens), PAD, np.int32)
         rows[:, 0] = FIRST
         for row, text in zip(rows, texts, strict=True):
-            pieces = list(self._pieces(text))[: self._max_tokens - 1]
+            try:
+                pieces = list(self._pieces(text))[: self._max_tokens - 1]
+            except (UnicodeEncodeError, RuntimeError) as error:  # of str and of SentencePiece
+                raise UserError(f"{ascii(text[:60])} has half a surrogate pair; decode it again.") from error
             row[1 : 1 + len(pieces)] = np.asarray(pieces, np.int32) + SPECIAL
         return rows
 
