@@ -55,7 +55,7 @@ class Captions:
             try:
                 pieces = list(self._pieces(text))[: self._max_tokens - 1]
             except (UnicodeEncodeError, RuntimeError) as error:  # of str and of SentencePiece
-                raise UserError(f"{ascii(text[:60])} has half a surrogate pair; decode it again.") from error
+                raise UserError(f"{text[:60]!a} has half a surrogate pair; decode it again.") from error
             row[1 : 1 + len(pieces)] = np.asarray(pieces, np.int32) + SPECIAL
         return rows
 
