@@ -15,12 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 from anygpt_tokenizers.cli import UserError
+from anygpt_tokenizers.media_image import image_from_array, prepare_image
+from anygpt_tokenizers.resampling import Resampler
 from tqdm import tqdm
 
 from anygpt_jax import storage
 from anygpt_jax.checkpoint import LoadedModel
 from anygpt_jax.sampling.generator import EXTENSIONS, Generator, decode_many
-from anygpt_jax.smallworld import judges
+from anygpt_jax.smallworld import images, judges
 
 RESULT_FILE = "evaluation.json"
 # Held-out examples kept for the report, from the first rows on: never the best ones.
@@ -83,9 +85,10 @@ class _Medium:
     def __init__(self, generator: Generator, heldout, modality: str, n: int, out: Path, seconds):
         self._generator, self._modality, self._out, self._seconds = generator, modality, out, seconds
         self._rows = _load_rows(heldout, modality, n)
-        self._media = [judges.load_media(heldout, row, modality) for row in self._rows]
+        self._real = [judges.load_media(heldout, row, modality) for row in self._rows]
         self._codec = generator.model.codecs[modality]
         with self._timed("encode"):
+            self._media = [self._codec.read_file(Path(heldout) / row[modality]) for row in self._rows]
             self._codes = self._codec.encode_many(self._media)
 
     def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -95,8 +98,8 @@ class _Medium:
         with self._timed("decode"):
             rebuilt = decode_many(self._codec, self._codes)
         direction = f"text->{self._modality}"
-        real = judges.mean_score(direction, self._judge(direction, self._media, "real"))
-        codec = judges.mean_score(direction, self._judge(direction, rebuilt, "codec"))
+        real = judges.mean_score(direction, self._judge(direction, self._real, "real"))
+        codec = judges.mean_score(direction, self._judge(direction, self._for_judge(rebuilt), "codec"))
         return {"real": real, "codec": codec, "codec_hash": self._codec.hash}
 
     def score(self, direction: str, seed: int) -> tuple[float, list[dict[str, Any]]]:
@@ -108,8 +111,15 @@ class _Medium:
         if not to_text:
             with self._timed("decode"):
                 outputs = decode_many(self._codec, outputs)
-        scores = self._judge(direction, outputs, "model")
+        judged = outputs if to_text else self._for_judge(outputs)
+        scores = self._judge(direction, judged, "model")
         return judges.mean_score(direction, scores), self._examples(direction, outputs, scores)
+
+    def _for_judge(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What the codec decoded, in the size or at the rate of the small world, which the judges know."""
+        if self._codec.kind == "image":
+            return [prepare_image(image_from_array(rgb), images.SIZE) for rgb in outputs]
+        return [_mono(wave, self._codec.sample_rate) for wave in outputs]
 
     def _judge(self, direction: str, outputs: Sequence[Any], what: str) -> list[judges.Score]:
         with self._timed(f"judge {self._modality}"):
@@ -150,6 +160,15 @@ class _Timer:
     def __exit__(self, *_: object) -> None:
         elapsed = time.perf_counter() - self._start
         self._table[self._name] = round(self._table.get(self._name, 0.0) + elapsed, 2)
+
+
+def _mono(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Sound float32 [T] or [T, channels] at `rate` -> float32 [T'] at the judges' rate."""
+    wave = wave if wave.ndim == 1 else wave.mean(axis=1)
+    if rate == judges.SAMPLE_RATE:
+        return wave
+    resampler = Resampler(rate, judges.SAMPLE_RATE, 1)
+    return np.concatenate([resampler.add(wave[:, None]), resampler.finish()])[:, 0]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -27,8 +27,11 @@ class NoiseImages:
         tiles = [item.reshape(4, 16, 4, 16, 3).mean((1, 3, 4)).reshape(16) // 16 for item in items]
         return [np.stack([tile, tile], 1).astype(np.int32) for tile in tiles]
 
+    def read_file(self, path):
+        return read_image(path, self.image_size)
+
     def encode_file(self, path):
-        return self.encode_many([read_image(path, self.image_size)])[0]
+        return self.encode_many([self.read_file(path)])[0]
 
     def decode(self, codes):
         tiles = (codes[..., 0] * 16).astype(np.uint8).reshape(-1, 4, 1, 4, 1, 1)
@@ -52,8 +55,11 @@ class NoiseAudio:
         codes = [np.clip(np.abs(part).max(1) * 16, 0, 15).astype(np.int32) for part in frames]
         return [np.repeat(code[:, None], self.num_codebooks, 1) for code in codes]
 
+    def read_file(self, path):
+        return read_audio(path, self.sample_rate)
+
     def encode_file(self, path):
-        return self.encode_many([read_audio(path, self.sample_rate)])[0]
+        return self.encode_many([self.read_file(path)])[0]
 
     def decode(self, codes):
         phase = np.cumsum(np.repeat(0.05 * (1 + codes[..., 0]), 640, axis=1), axis=1)

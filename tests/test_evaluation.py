@@ -1,7 +1,11 @@
 """Evaluation: scores, ceilings and examples of all directions, and what happens without data."""
 
+import dataclasses
+
 import fake_model
+import numpy as np
 import pytest
+import soundfile
 from anygpt_tokenizers.cli import UserError
 
 from anygpt_jax.evaluation import evaluate
@@ -61,3 +65,46 @@ def test_missing_or_too_little_data_is_named(heldout, tmp_path):
         evaluate(fake_model.load(), tmp_path / "nothing", N, tmp_path)
     with pytest.raises(UserError, match="holds only 3 items of image"):
         evaluate(fake_model.load(), heldout, N + 1, tmp_path)
+
+
+class ExactImages(fake_model.NoiseImages):
+    """Remembers its pictures of 128×128: the code is a picture's number."""
+
+    image_size, hash = 128, "exact-image"
+
+    def encode_many(self, items):
+        self.known = np.stack(items)
+        assert self.known.shape[1:] == (128, 128, 3)
+        return [np.full((16, 2), index, np.int32) for index in range(len(items))]
+
+    def decode(self, codes):
+        return self.known[codes[:, 0, 0] % len(self.known)]
+
+
+class ExactAudio(fake_model.NoiseAudio):
+    """Remembers its sounds, at 32 kHz and in stereo."""
+
+    sample_rate, hop_length = 32_000, 1280
+
+    def encode_many(self, items):
+        self.known = items
+        shape = (self.num_codebooks,)
+        return [np.full((len(item) // 1280, *shape), i, np.int32) for i, item in enumerate(items)]
+
+    def decode(self, codes):
+        length = codes.shape[1] * 1280
+        waves = [np.resize(self.known[code % len(self.known)], length) for code in codes[:, 0, 0]]
+        return np.repeat(np.stack(waves)[..., None], 2, axis=2)
+
+
+def test_codecs_of_another_size_and_rate_are_judged_like_those_of_the_small_world(heldout, result, tmp_path):
+    codecs = {"image": ExactImages(), "speech": ExactAudio("speech", 1), "music": ExactAudio("music", 2)}
+    model = dataclasses.replace(fake_model.load(), codecs=codecs)
+    table = evaluate(model, heldout, N, tmp_path)
+    for modality, entry in table["ceilings"].items():
+        assert entry["codec"] == entry["real"] == result[1]["ceilings"][modality]["real"], modality
+    for modality in ("speech", "music"):
+        prompt = soundfile.info(tmp_path / table["examples"][f"{modality}->text"][0]["prompt"])
+        truth = soundfile.info(heldout / f"{modality}/000000.wav")
+        assert (prompt.samplerate, truth.samplerate) == (32_000, 16_000)
+        assert prompt.duration == pytest.approx(truth.duration, abs=1e-3)
