@@ -75,7 +75,7 @@ def start(
 
 @contextlib.contextmanager
 def failing_alone() -> Iterator[None]:
-    """Ends this process at once when its body fails here alone: with 2 after a UserError, else with 1.
+    """Ends this process at once when its body fails here alone: with the exit code of any run.
 
     Left to JAX it would wait five minutes for the other hosts, which wait for it in a collective, and end by
     a signal. Once it is gone JAX ends the others as after the loss of any host.
@@ -83,11 +83,17 @@ def failing_alone() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.process_count() == 1 or _all_end():
+        if _client() is None or _all_end():  # None: a run of one process
             raise
-        mistake = isinstance(error, UserError)
-        print(f"error: {error}" if mistake else traceback.format_exc(), file=sys.stderr, flush=True)
-        os._exit(2 if mistake else 1)
+        match error:
+            case UserError():
+                text, code = f"error: {error}", 2
+            case KeyboardInterrupt():
+                text, code = "interrupted", 130
+            case _:
+                text, code = traceback.format_exc(), 1
+        print(text, file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def _all_end() -> bool:

@@ -9,7 +9,9 @@ import textwrap
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData, small_vocabulary
@@ -19,7 +21,7 @@ from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
 from anygpt_jax.model.decoder import init_params
 from anygpt_jax.training import defaults, ending, loop
 from anygpt_jax.training.metrics_log import read_metrics
-from anygpt_jax.training.optimizer import SPIKE_WARMUP, make_optimizer, make_schedule
+from anygpt_jax.training.optimizer import SPIKE_WARMUP, make_optimizer, make_schedule, skip_spikes
 from anygpt_jax.training.state import abstract_state, init_state
 from anygpt_jax.training.step import Objective, batch_loss, compile_train_step
 
@@ -200,6 +202,36 @@ def test_a_spike_is_skipped_and_said_and_leaves_parameters_and_optimizer_alone(
     before, at, after = (unharmed[SPIKE_WARMUP + i]["loss"] for i in (4, 5, 6))
     assert at > 3 * before and after < 1.5 * before
     assert harmed[SPIKE_WARMUP + 6]["loss"] > after
+
+
+def test_one_spike_hardly_moves_the_mean_and_a_lasting_change_is_learnt():
+    optimizer = skip_spikes(optax.sgd(lambda step: 1.0 + step), 5.0, 0.0)
+    state = optimizer.init(jnp.zeros(1))
+
+    def skipped(norm):
+        nonlocal state
+        _, state = optimizer.update(jnp.full(1, norm), state, value=jnp.zeros(()))
+        return bool(state.skipped)
+
+    assert not any(skipped(1.0) for _ in range(200))
+    assert skipped(1e6)
+    assert skipped(5.5) and not any(skipped(1.0) for _ in range(50))
+    left_out = [skipped(10.0) for _ in range(200)]
+    assert left_out[0] and 1 < sum(left_out) < 15 and not any(left_out[15:])
+    (place,) = (part.count for part in state.inner if isinstance(part, optax.ScaleByScheduleState))
+    assert place == 200 + 2 + 50 + 200  # the logged learning rate is the one that is applied
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_parameters_in_bfloat16_are_trained_in_parts_and_resumed(tmp_path, name):
+    kept = {"optimizer__name": name, "optimizer__accumulation": 2, "log_every": 1, "checkpoint__every": 3}
+    for steps, workdir in [(6, "whole"), (3, "parts"), (6, "parts")]:
+        config = dummy_config(**kept, steps=steps, model__param_dtype="bfloat16")
+        config.optimizer.update({"schedule": "linear", "final": 1.0, "warmup": 0.0})
+        loop.train(config, str(tmp_path / workdir), FakeData(), one_device())
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    losses = [row["loss"] for row in curve(tmp_path / "whole")]
+    assert losses[-1] < losses[0]
 
 
 def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tmp_path):

@@ -59,7 +59,7 @@ def abstract_state(
     boxed = jax.eval_shape(lambda: init_boxed_params(config, 0))
     params = nn.unbox(boxed)
     params_at = sharding.param_shardings(boxed, mesh, rules)
-    opt_state = jax.eval_shape(optimizer.init, params)
+    opt_state = jax.eval_shape(lambda params: _init_optimizer(optimizer, params), params)
     opt_state_at = sharding.like_params(opt_state, params, params_at, mesh)
     everywhere = sharding.replicated(mesh)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, jax.eval_shape(lambda: sums))
@@ -75,9 +75,14 @@ def init_state(
     def make() -> TrainState:
         params = init_params(config, seed)
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract.sums)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), sums)
+        return TrainState(jnp.zeros((), jnp.int32), params, _init_optimizer(optimizer, params), sums)
 
     return jax.jit(make, out_shardings=shardings_of(abstract))()
+
+
+def _init_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """The optimizer's state, in float32 as the gradients are: in bfloat16 its means would hardly move."""
+    return optimizer.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
 
 def shardings_of(abstract: Any) -> Any:

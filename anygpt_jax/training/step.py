@@ -124,7 +124,7 @@ def compile_train_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         gradients, sums = _accumulated(differentiate, state.params, batch, accumulation)
         weight = jnp.maximum(sums.objective[1], 1e-9)
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, gradients)
         loss = sums.objective[0] / weight
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
@@ -191,7 +191,8 @@ def _accumulated(
 
     first = {name: rows[0] for name, rows in parts.items()}
     shapes = jax.eval_shape(differentiate, params, first)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1]))
+    # In float32, whatever the parameters are, so that no part's share is rounded away.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (shapes[1], shapes[0][1]))
     (gradients, sums), _ = jax.lax.scan(add_part, zeros, parts)
     return gradients, sums
 
