@@ -34,6 +34,26 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(command, message):
     assert last.startswith("error: ") and message in last
 
 
+def _train_on(platform, tmp_path, *arguments):
+    """The end of a training on a platform that is not there: exit code and last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "anygpt_jax.train", f"--workdir={tmp_path}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def test_devices_that_cannot_be_used_are_said_and_hide_no_mistake(tmp_path):
+    code, line = _train_on("nothing", tmp_path, "--config=configs/tiny.py")
+    assert code == 1 and line.startswith("error: JAX cannot use the devices here. ") and "'nothing'" in line
+    code, line = _train_on("nothing", tmp_path, "--config=configs/tiny.py", "--config.steps=0")
+    assert code == 2 and "config.steps = 0" in line
+
+
 @pytest.mark.parametrize(
     ("module", "flag"), [("anygpt_jax.pack", "--tokens"), ("anygpt_jax.smallworld", "--images")]
 )

@@ -12,6 +12,7 @@ from anygpt_tokenizers import platforms
 
 # Name of a config flag → the file that is taken when it is not given.
 _CONFIG_DEFAULTS: dict[str, str | None] = {}
+_NO_DEVICE = "Unable to initialize backend"  # so JAX begins, and goes on with the reason and what to do
 
 
 class UserError(Exception):
@@ -47,8 +48,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
 
     Before, JAX is kept from looking for a TPU that is not there (platforms.py).
 
-    Also caught: an unknown flag, an unknown config field, a value of the wrong type. `--help` prints the
-    program's docstring and its flags.
+    Also caught: an unknown flag, an unknown config field, a value of the wrong type; and devices that JAX
+    cannot use, such as a TPU that another process holds, which exit with 1. `--help` prints the program's
+    docstring and its flags.
     """
     argv = sys.argv if argv is None else argv
     if not {"--help", "-help", "-h"}.isdisjoint(argv[1:]):
@@ -75,6 +77,12 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith(_NO_DEVICE):
+            raise
+        # Not 2: the device may be free again when the command is given again.
+        print(f"error: JAX cannot use the devices here. {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
