@@ -30,6 +30,9 @@ class NoiseImages:
     def encode_file(self, path):
         return self.encode_many([read_image(path, self.image_size)])[0]
 
+    def check_decodable(self):
+        pass
+
     def decode(self, codes):
         tiles = (codes[..., 0] * 16).astype(np.uint8).reshape(-1, 4, 1, 4, 1, 1)
         return np.broadcast_to(tiles, (len(codes), 4, 16, 4, 16, 3)).reshape(-1, 64, 64, 3)
@@ -54,6 +57,9 @@ class NoiseAudio:
 
     def encode_file(self, path):
         return self.encode_many([read_audio(path, self.sample_rate)])[0]
+
+    def check_decodable(self):
+        pass
 
     def decode(self, codes):
         phase = np.cumsum(np.repeat(0.05 * (1 + codes[..., 0]), 640, axis=1), axis=1)
