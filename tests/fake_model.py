@@ -33,6 +33,9 @@ class NoiseImages:
     def encode_file(self, path):
         return self.encode_many([self.read_file(path)])[0]
 
+    def check_decodable(self):
+        pass
+
     def decode(self, codes):
         tiles = (codes[..., 0] * 16).astype(np.uint8).reshape(-1, 4, 1, 4, 1, 1)
         return np.broadcast_to(tiles, (len(codes), 4, 16, 4, 16, 3)).reshape(-1, 64, 64, 3)
@@ -60,6 +63,9 @@ class NoiseAudio:
 
     def encode_file(self, path):
         return self.encode_many([self.read_file(path)])[0]
+
+    def check_decodable(self):
+        pass
 
     def decode(self, codes):
         phase = np.cumsum(np.repeat(0.05 * (1 + codes[..., 0]), 640, axis=1), axis=1)

@@ -1,4 +1,6 @@
-"""EnCodec's recipe at test size, levels that take no part in a step, and runs that were stopped."""
+"""EnCodec's recipe at test size, levels that take no part in a step, and runs that were stopped or ended."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,37 @@ def test_a_run_that_was_killed_continues_to_the_bit(tmp_path, monkeypatch):
     assert load_codec(tmp_path / "killed").hash == load_codec(tmp_path / "whole").hash
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "whole")
     assert not (tmp_path / "killed" / resume.FILE).exists()
+
+
+def test_a_finished_run_is_left_as_it_is_and_other_settings_are_refused(tmp_path, capsys):
+    data, out = write_tones(tmp_path, "speech"), tmp_path / "out"
+    config = load("speech_small.py:dummy")
+    config.update({"steps": 3, "save_every": 2})
+    metrics = train_codec(config, data, out, data)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def refused(words: str, **changes):
+        other = config.copy_and_resolve_references()
+        other.update(changes)
+        with pytest.raises(cli.UserError, match=words):
+            train_codec(other, data, out, data)
+
+    assert train_codec(config, data, out, data) == metrics
+    assert f"Nothing to train: {out} holds the finished run of 3 steps." in capsys.readouterr().err
+    refused("out holds a finished run whose config.steps was 3, not 4; take another --out, or rem", steps=4)
+    refused("out holds a finished run whose config.seed was 0, not 1; take another --out", seed=1)
+    del metrics[resume.SETTINGS]  # as earlier versions recorded it
+    for content in (json.dumps(metrics), "[]", '{"seco'):
+        (out / resume.RECORD).write_text(content)
+        refused("out holds a finished run; take another --out, or remove .*out to train anew")
+    (out / resume.RECORD).unlink()
+    (out / resume.LOG).rename(tmp_path / resume.LOG)
+    refused(r"config\.json is there already and of no training run; .* take another --out, or remove")
+    assert all((out / name).read_bytes() == before[name] for name in ("config.json", "weights.safetensors"))
+    (tmp_path / resume.LOG).rename(out / resume.LOG)  # as if stopped while it was measured
+    train_codec(config, data, out, data)
+    assert (out / "weights.safetensors").read_bytes() == before["weights.safetensors"]
+    assert (out / resume.RECORD).exists()
 
 
 def silence(folder, *numbers: int) -> None:

@@ -95,6 +95,16 @@ def test_requests_for_text_read_files(generator, media, name):
     assert isinstance(answer.text, str) and answer.path is None
 
 
+def test_what_no_codec_can_decode_is_refused_before_it_is_generated(generator, monkeypatch, tmp_path):
+    def refuse(codec):
+        raise UserError("this codec has no decoder")
+
+    monkeypatch.setattr(fake_model.NoiseImages, "check_decodable", refuse)
+    monkeypatch.setattr(Generator, "generate", lambda *_, **__: pytest.fail("it was generated"))
+    with pytest.raises(UserError, match="has no decoder"):
+        generator.run("text|image|a small red circle", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -174,8 +174,15 @@ def test_what_does_not_fit_is_counted_and_listed(tmp_path):
         "reason": "longer than a row",
         "detail": "33 tokens, a row has 32",
     }
-    with pytest.raises(UserError, match=r"Nothing could be packed:\n.*1  longer than a row"):
-        packing.pack_documents(documents[1:2], tmp_path / "other", VOCABULARY, TOKENIZER, SEQ_LEN)
+    documents = [
+        ("a", f"item {number // 2}", make_document(rng, SEQ_LEN + 1 + number)) for number in (0, 3, 1, 2)
+    ]
+    with pytest.raises(UserError) as error:
+        packing.pack_documents(documents, tmp_path / "other", VOCABULARY, TOKENIZER, SEQ_LEN)
+    assert str(error.value) == (
+        "Nothing could be packed:\n       4  longer than a row (item 0, item 1)\n"
+        "The longest has 36 tokens and a row 32: raise config.pack.seq_len."
+    )
     assert not list(tmp_path.glob("other*"))
 
 

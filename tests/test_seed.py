@@ -280,8 +280,13 @@ def test_decoding_needs_unclip_and_hands_embeddings_and_options_to_it(codec, tmp
     codec.save_pretrained(tmp_path / "codec")
     codes, others = np.zeros((2, 32), np.int32), np.ones((2, 32), np.int32)
     tokenizer = ImageTokenizer.from_pretrained(tmp_path / "codec")
-    with pytest.raises(UserError, match="import-unclip"):
-        tokenizer.decode(codes)
+    for ask in (tokenizer.codec.check_decodable, functools.partial(tokenizer.decode, codes)):
+        with pytest.raises(UserError, match="must hold one for image embeddings of width 256, which the"):
+            ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer.codec, "spec", SeedSpec())
+        with pytest.raises(UserError, match=r"can't become pictures; run python .* import-unclip --src="):
+            tokenizer.codec.check_decodable()
 
     class UnclipDecoder:
         @classmethod
@@ -338,6 +343,10 @@ def test_a_picture_becomes_codes_and_codes_a_picture_again(tmp_path):
     write_directory(tmp_path / "diffusers")
     import_unclip(tmp_path / "diffusers", tmp_path / "codec" / "unclip")
     tokenizer, seen = ImageTokenizer.from_pretrained(tmp_path / "codec"), []
+    tokenizer.codec.check_decodable()
+    other = SeedCodec({**tokenizer.codec.config, "embed_dim": 256}, {}, tmp_path / "codec")
+    with pytest.raises(UserError, match="embeddings of width 8, but this codec's are of width 256"):
+        other.check_decodable()
     codes = tokenizer.encode(random_pictures(2))
     pictures = tokenizer.decode(codes, key=1, steps=3, progress=lambda *done: seen.append(done))
     assert pictures.shape == (2, 8, 8, 3) and pictures.dtype == np.uint8 and seen[-1] == (4, 4)

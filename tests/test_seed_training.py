@@ -132,6 +132,15 @@ def test_stage_2_gives_a_codec_with_stage_1s_frozen_parts(stage1, stage2, data):
     assert not any(name.startswith("reconstruction") for name in after)
 
 
+def test_finished_stages_are_left_as_they_are(stage1, stage2, data, start):
+    first = dummy("stage1")
+    first.update({"init_from": str(start), "init_parts": ("vision",), "freeze_vision": True, "steps": 100})
+    for config, (metrics, out) in [(first, stage1), (stage2_config(stage1), stage2)]:
+        assert train.train_codec(config, str(data), str(out)) == metrics
+    with pytest.raises(UserError, match="holds a finished run whose "):  # stage 1 isn't lost to stage 2
+        train.train_codec(stage2_config(stage1), str(data), str(stage1[1]))
+
+
 def test_codes_collapse_unless_idle_ones_are_moved(stage1, stage2, data, tmp_path):
     left_alone = train.train_codec(stage2_config(stage1, restart_after=0), str(data), str(tmp_path))
     figures = [metrics["train"] for metrics in (left_alone, stage2[0])]

@@ -62,6 +62,7 @@ def test_a_rule_is_learnt_and_generate_follows_it_in_the_prompts_voice(tmp_path)
     write_codes(tmp_path)
     metrics = train_codec(dummy(), tmp_path, tmp_path / "out")
     assert metrics["train"]["accuracy"] > 0.9
+    assert train_codec(dummy(), tmp_path, tmp_path / "out") == metrics  # finished, so nothing is trained
     model = SoundStorm.from_pretrained(tmp_path / "out")
     rng = np.random.default_rng(1)
     semantic, spoken = rng.integers(0, 6, (2, 8)), rng.integers(0, 6, (2, 8))

@@ -100,6 +100,7 @@ def test_a_newly_trained_soundstorm_decodes_in_the_corrected_mode(speaking, tmp_
 def test_without_a_soundstorm_level_0_sounds_as_it_is_and_no_voice_is_followed(folder, tmp_path):
     silent = import_checkpoint("speech_snake", folder / "checkpoint", tmp_path / "alone", num_codebooks=1)
     codes = semantic_codes(silent, 12)
+    silent.check_decodable()
     assert silent.decode(codes).any()
     voice = np.zeros((5, silent.spec.quantizers), np.int32)
     with pytest.raises(UserError, match="follows no voice: there is no SoundStorm in soundstorm/"):
@@ -113,8 +114,10 @@ def test_without_a_soundstorm_level_0_sounds_as_it_is_and_no_voice_is_followed(f
 def test_a_soundstorm_of_other_sizes_is_named(folder, tmp_path):
     other = import_checkpoint("speech_snake", folder / "checkpoint", tmp_path / "codec", num_codebooks=1)
     add_soundstorm(tmp_path, other.codebook_size + 1, other.spec.quantizers - 1, tmp_path / "codec")
-    with pytest.raises(UserError, match="this codec has"):
-        codec.load_codec(tmp_path / "codec").decode(semantic_codes(other, 4))
+    read = codec.load_codec(tmp_path / "codec")
+    for ask in (read.check_decodable, lambda: read.decode(semantic_codes(other, 4))):
+        with pytest.raises(UserError, match="this codec has"):
+            ask()
 
 
 def test_soundstorm_learns_all_levels_of_what_its_codec_hears(folder, speaking, capsys):

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +175,29 @@ def test_what_progress_raises_comes_out_as_it_is(decoder, devices):
     assert len(seen) == 1
     pictures = other.decode(**INPUTS, **FEW, progress=lambda *done: seen.append(done))
     assert seen[-1] == (5, 5) and pictures.shape == (3, 8, 8, 3)
+
+
+def test_calls_at_the_same_time_each_hear_of_their_own_progress(decoder):
+    alone = decoder.decode(**INPUTS, **FEW)
+    ready, seen = threading.Barrier(4), [[] for _ in range(4)]
+
+    def tell(index, *done):
+        seen[index].append(done)
+        if index == 3:
+            raise LookupError("of the fourth call")
+
+    def decode(index):
+        ready.wait(timeout=60)
+        return decoder.decode(**INPUTS, **FEW, progress=functools.partial(tell, index))
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(decode, index) for index in range(4)]
+        for index in range(3):
+            np.testing.assert_array_equal(calls[index].result(), alone)
+            assert sorted(seen[index]) == [(done, 5) for done in range(1, 6)]
+        with pytest.raises(LookupError, match="of the fourth call"):
+            calls[3].result()
+    assert len(seen[3]) == 1
 
 
 def test_bfloat16_is_close_to_float32(decoder):

@@ -109,9 +109,10 @@ def read_skipped(path: str | os.PathLike) -> list[Skipped]:
 
 
 def describe_skipped(skipped: list[Skipped], examples: int = 3) -> str:
-    """A table for the terminal: each reason, its count, and a few places."""
+    """A table for the terminal: each reason, its count, and a few places, each once."""
     lines = []
     for reason, count in count_reasons(skipped).items():
-        places = [entry.where for entry in skipped if entry.reason == reason][:examples]
-        lines.append(f"  {count:6d}  {reason} ({', '.join(places)}{', …' if count > examples else ''})")
+        places = list(dict.fromkeys(entry.where for entry in skipped if entry.reason == reason))
+        more = ", …" if len(places) > examples else ""
+        lines.append(f"  {count:6d}  {reason} ({', '.join(places[:examples])}{more})")
     return "\n".join(lines)

@@ -90,12 +90,14 @@ def pack_documents(
     directions = {name: index for index, name in enumerate(vocabulary.directions())}
     writers: dict[str, _DatasetWriter] = {}
     skipped: list[Skipped] = []
+    longest = 0  # of those that are longer than a row
     for name, origin, document in tqdm(documents, desc="pack", unit="document", total=total):
         if isinstance(document, Skipped):
             skipped.append(document)
         elif len(document.ids) > seq_len:
             detail = f"{len(document.ids)} tokens, a row has {seq_len}"
             skipped.append(Skipped(origin, "longer than a row", detail))
+            longest = max(longest, len(document.ids))
         else:
             if name not in writers:
                 writers[name] = _DatasetWriter(partial / name, seq_len, directions, rng, window)
@@ -103,6 +105,8 @@ def pack_documents(
     if not writers:
         shutil.rmtree(partial)
         reasons = manifest.describe_skipped(skipped) or "  there are no documents"
+        if longest:
+            reasons += f"\nThe longest has {longest} tokens and a row {seq_len}: raise config.pack.seq_len."
         raise UserError(f"Nothing could be packed:\n{reasons}")
     meta = {
         "version": FORMAT_VERSION,

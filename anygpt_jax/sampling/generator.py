@@ -114,7 +114,8 @@ class Generator:
         `settings` as in `generate`.
 
         Raises:
-          UserError: a wrong number of fields, unknown modalities, a file that cannot be used.
+          UserError: a wrong number of fields, unknown modalities, a file that cannot be used, a target whose
+            codec lacks what it decodes with.
         """
         source, target, content, voice = self.parse_request(line)
         spoken = {"voice": self.encode_voice(target, voice)} if voice else {}
@@ -131,7 +132,7 @@ class Generator:
         return Answer(f"{source}->{target}", codes=answer, path=path)
 
     def parse_request(self, line: str) -> tuple[str, str, str, str]:
-        """`source|target|content[|voice]`, checked against the vocabulary; voice is "" if there is none."""
+        """`source|target|content[|voice]`, checked against vocabulary and codecs; voice is "" for none."""
         fields = [field.strip() for field in line.split("|")]
         if len(fields) not in (3, 4):
             raise UserError(
@@ -148,6 +149,8 @@ class Generator:
             raise UserError(f"{line!r} names a voice, {voice!r}, which only text|speech requests can have.")
         if voice and not os.path.isfile(voice):
             raise UserError(f"There is no file {voice!r} to take the voice from.")
+        if target != TEXT:
+            self.model.codecs[target].check_decodable()
         return source, target, content, voice
 
     def parse_direction(self, direction: str) -> tuple[str, str]:

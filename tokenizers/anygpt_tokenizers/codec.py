@@ -106,6 +106,9 @@ class Codec(abc.ABC):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """int32 codes [B, frames, codebooks] -> samples [B, ...] of the form that `encode` takes."""
 
+    def check_decodable(self) -> None:  # noqa: B027 - most codecs can
+        """UserError if `decode` lacks something, so that nobody generates codes for nothing."""
+
     @abc.abstractmethod
     def read_file(self, path: str | os.PathLike) -> np.ndarray:
         """Reads one file as samples without the batch axis; raises MediaError if it cannot be used."""

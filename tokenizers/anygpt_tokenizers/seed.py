@@ -111,9 +111,15 @@ class SeedCodec(OnDividedMesh, Codec):
         """The decoder of the directory unclip/, in a dtype of its own; UserError where there is none."""
         directory = self.directory / UNCLIP
         if not (directory / CONFIG_FILE).is_file():
+            width, published = self.spec.embed_dim, SeedSpec().embed_dim
+            advice = (
+                f"run python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}"
+                if width == published
+                else f"{directory} must hold one for image embeddings of width {width}, which the published "
+                f"one, for {published}, is not"
+            )
             raise UserError(
-                f"{self.directory} has no unCLIP decoder, so its codes can't become pictures; run "
-                f"python -m anygpt_jax.convert import-unclip --src=DIFFUSERS_DIR --out={directory}."
+                f"{self.directory} has no unCLIP decoder, so its codes can't become pictures; {advice}."
             )
         decoder = UnclipDecoder.from_pretrained(directory)
         if self.mesh:
@@ -172,6 +178,15 @@ class SeedCodec(OnDividedMesh, Codec):
         return decoder.decode(
             self.embed(codes), key, guidance_scale=guidance, num_inference_steps=steps, **options
         )
+
+    def check_decodable(self) -> None:
+        """UserError if there is no decoder, or one for embeddings of another width."""
+        takes, width = self.unclip.spec.embedding_dim, self.spec.embed_dim
+        if takes != width:
+            raise UserError(
+                f"{self.directory / UNCLIP} holds an unCLIP decoder for image embeddings of width {takes}, "
+                f"but this codec's are of width {width}; put one for those there."
+            )
 
     def encode_many(self, items: list[np.ndarray]) -> list[np.ndarray]:
         return list(self.encode(np.stack(items))) if items else []

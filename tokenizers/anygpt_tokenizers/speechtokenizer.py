@@ -73,6 +73,11 @@ class SpeechTokenizer(PublishedCodec):
         lengths = checked_lengths(lengths, *codes.shape[:2], "frames")
         return super().decode(self._filled(codes[..., 0], lengths, voice), lengths)
 
+    def check_decodable(self) -> None:
+        """UserError if the SoundStorm that `decode` uses can't be read or is another codec's."""
+        if self._speaks:
+            _ = self.soundstorm
+
     def encode_voice(self, path: str | os.PathLike) -> np.ndarray:
         """A file of speech -> all levels of it, int32 [frames, quantizers]; MediaError if it is unusable."""
         return self.encode(self.read_file(path)[None], None, 0, self.spec.quantizers)[0]

@@ -3,7 +3,7 @@
 One loop for every family. What differs (examples, loss, evaluation) is a `Training` object; the loop owns the
 optimizer, the jitted step, progress, saving and the record of what was run. A run that was stopped continues
 from its last save (every `config.save_every` steps) when it is started again, to the bit as if it had never
-stopped.
+stopped. One that has ended is left as it is.
 """
 
 import json
@@ -141,11 +141,12 @@ def train_codec(
       command: what the user typed, for the record.
 
     Returns:
-      The contents of metrics.json.
+      The contents of metrics.json; those that are there, if this run has ended in `out` before.
 
     Raises:
       UserError: a setting that makes no training, no usable data, a loss that is not finite (names the
-        step), or an `out` that another run, with other settings, was stopped in.
+        step), or an `out` that another run, with other settings, was stopped or has ended in, or that holds
+        a codec of no run.
     """
     check_settings(config)
     training = build_training(config)
@@ -157,13 +158,19 @@ def train_codec(
         examples, heldout_examples = examples[:-kept], examples[-kept:]
     if len(examples) == 0:
         raise cli.UserError(f"{data} holds too few examples to train on; generate or list more.")
+    settings = _settings(config, examples)
+    if done := resume.finished(out, settings):
+        note = f"Nothing to train: {out} holds the finished run of {config.steps} steps."
+        print(note, file=sys.stderr, flush=True)
+        return done
     if hasattr(training, "check_heldout"):
         training.check_heldout(heldout_examples)
 
-    params, state, last, seconds = _optimize(config, training, examples, out)
+    params, state, last, seconds = _optimize(config, training, examples, out, settings)
     training.to_codec(params, state).save_pretrained(out)
     metrics = {
         "command": command,
+        resume.SETTINGS: settings,
         "steps": config.steps,
         "seconds": round(seconds, 1),
         "examples": len(examples),
@@ -174,10 +181,7 @@ def train_codec(
             **training.evaluate(training.read_trained(out), heldout_examples),
         },
     }
-    with open(os.path.join(out, "metrics.json"), "w") as file:
-        json.dump(metrics, file, indent=2)
-        file.write("\n")
-    resume.forget(out)
+    resume.record(out, metrics)
     return metrics
 
 
@@ -198,7 +202,7 @@ def check_settings(config: config_dict.ConfigDict) -> None:
 
 
 def _optimize(
-    config: config_dict.ConfigDict, training: Training, examples: Examples, out: str
+    config: config_dict.ConfigDict, training: Training, examples: Examples, out: str, settings: dict[str, Any]
 ) -> tuple[PyTree, PyTree, dict, float]:
     """Runs all steps; returns `(params, state, the last logged metrics, seconds)`."""
     key = jax.random.key(config.seed)
@@ -206,7 +210,6 @@ def _optimize(
     params, state = training.init(jax.random.fold_in(key, config.steps), examples)
     carry = (params, state, optimizer.init(params))
     os.makedirs(out, exist_ok=True)
-    settings = _settings(config, examples)
     carry, first, spent = resume.load(out, settings, carry)
     place_batch, place_carry = _placement(config)
     carry = place_carry(carry)
@@ -214,7 +217,7 @@ def _optimize(
     started = time.time() - spent
     logged = {}
     with (
-        _log(os.path.join(out, "train_log.jsonl"), first) as log,
+        _log(os.path.join(out, resume.LOG), first) as log,
         tqdm(
             range(first, config.steps),
             desc=f"train {training.name}",

@@ -11,6 +11,7 @@ picture follows its embedding is up to `guidance_scale` and `noise_level`.
 import functools
 import numbers
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -183,7 +184,9 @@ class UnclipDecoder(OnDividedMesh):
         if dtype not in DTYPES:
             raise UserError(f"The unCLIP decoder computes in float32 or bfloat16, not in {dtype!r}.")
         self.spec, self.params, self.dtype = spec, params, dtype
+        # The compiled program calls `_progress`, so one `decode` at a time has it.
         self._progress: Callable[[int], None] = lambda index: None
+        self._progress_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str | None = None) -> Self:
@@ -253,6 +256,7 @@ class UnclipDecoder(OnDividedMesh):
           schedule: "plms" (as published), "ddim" or "dpm++".
           progress: called on the host as progress(evaluations done, evaluations in all). What it raises
             comes out of here once the call of the program is over, up to ROWS pictures per device later.
+            Calls from several threads that want progress take turns, ROWS pictures per device at a time.
           prompt_embeddings: float32 [1 or B, T, E] from the text encoder, instead of the empty prompt.
 
         Raises:
@@ -288,13 +292,16 @@ class UnclipDecoder(OnDividedMesh):
         evaluations, pictures, raised = len(table.time), [], []
         for done, at in enumerate(starts):
             part = jax.tree.map(lambda leaf, at=at: self._place(leaf[at : at + size], multiple), inputs)
-            if progress is not None:
-                before, total = done * evaluations, len(starts) * evaluations
-                told = lambda index, before=before, total=total: progress(before + index + 1, total)  # noqa: E731
+            arguments = self.weights, part, table, guidance, level
+            if progress is None:
+                pictures.append(np.asarray(self._programs[False](*arguments)))
+                continue
+            before, total = done * evaluations, len(starts) * evaluations
+            told = lambda index, before=before, total=total: progress(before + index + 1, total)  # noqa: E731
+            with self._progress_lock:
                 self._progress = functools.partial(_guarded, told, raised)
-            program = self._programs[progress is not None]
-            pictures.append(np.asarray(program(self.weights, part, table, guidance, level)))
-            jax.effects_barrier()  # `progress` has been called for all of this part
+                pictures.append(np.asarray(self._programs[True](*arguments)))
+                jax.effects_barrier()  # `progress` has been called for all of this part
             if raised:
                 raise raised[0]
         return np.concatenate(pictures)[:rows]
