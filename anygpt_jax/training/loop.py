@@ -291,7 +291,6 @@ def initial_parameters(
     difference (an imported checkpoint knows none).
     """
     saved, theirs, _, step = describe_model(workdir)
-    checks.check_model(model, saved.to_dict(), workdir)
     hashes = {
         name: dataclasses.replace(entry, codec_hash=vocabulary.modalities[name].codec_hash)
         for name, entry in theirs.modalities.items()
@@ -299,6 +298,7 @@ def initial_parameters(
     }
     theirs = dataclasses.replace(theirs, modalities=theirs.modalities | hashes)
     vocabulary.check(theirs, here="the packed data", there=f"config.init_from = {workdir}")
+    checks.check_start(model, saved.to_dict(), workdir)
     checkpoint = JointCheckpoint(workdir, keep=None)
     try:
         return checkpoint.restore_params(step, abstract)
