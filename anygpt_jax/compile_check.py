@@ -22,6 +22,7 @@ from anygpt_tokenizers import cli
 from anygpt_jax.compilation.programs import PROGRAMS
 from anygpt_jax.compilation.report import DoesNotFit, describe
 from anygpt_jax.compilation.slices import devices_of
+from anygpt_jax.training import checks
 
 _TOPOLOGY = flags.DEFINE_multi_string(
     "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices) or h100:8; may be repeated."
@@ -41,8 +42,8 @@ def main(positional: list[str]) -> int:
     """Prints a report per topology; 1 if one of them is too small."""
     if positional:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
-    if not flags.FLAGS.config and _WHAT.value in ("train", "decode"):
-        raise cli.UserError("Give a config, such as --config=configs/pretrain.py:v5e-64.")
+    if _WHAT.value in ("train", "decode"):
+        checks.check_fields(flags.FLAGS.config, "anygpt_jax.compile_check")
     if not _TOPOLOGY.value:
         raise cli.UserError("Give at least one topology, such as --topology=v5e:8x8.")
     for flag in (_HLO, _JSON):

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from anygpt_tokenizers import cli
 from anygpt_tokenizers.cli import UserError
 from flax import traverse_util
 
 from anygpt_jax import distributed
 from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.training import defaults
 
 # Counts that have a least value, and the numbers of the optimizer and of the loss by what they have to be.
 _LEAST = {
@@ -35,6 +37,11 @@ _FRACTIONS = {"optimizer.warmup": "of config.steps", "optimizer.final": "of the 
 _DECAYS = ("optimizer.b1", "optimizer.b2")
 _MULTIPLES = ("optimizer.skip_spikes", "optimizer.skip_loss_spikes")
 _WEIGHTS = ("loss_weights", "direction_weights")
+
+
+def check_fields(config: Any, program: str = "anygpt_jax.train") -> None:
+    """UserError if the config has not all the fields of training/defaults.py."""
+    cli.check_fields(config, defaults.get_config(), program)
 
 
 def check_numbers(config: Any) -> None:

@@ -48,6 +48,7 @@ def train(
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
     workdir = storage.locate(workdir)
+    checks.check_fields(config)
     checks.check_numbers(config)
     distributed.preflight(workdir, config)
     source, length = config.data, config.pack.seq_len
