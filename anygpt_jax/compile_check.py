@@ -19,7 +19,7 @@ import jax
 from absl import flags
 from anygpt_tokenizers import cli
 
-from anygpt_jax.compilation.programs import PROGRAMS
+from anygpt_jax.compilation.programs import PROGRAMS, check_taken
 from anygpt_jax.compilation.report import DoesNotFit, describe
 from anygpt_jax.compilation.slices import devices_of
 from anygpt_jax.training import checks
@@ -32,7 +32,10 @@ _WHAT = flags.DEFINE_enum(
 )
 _ROWS = flags.DEFINE_integer("rows", None, "Not for train: rows of the batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer(
-    "length", None, "Not for train: slots of the cache, seconds of sound, or steps of unCLIP.", lower_bound=2
+    "length",
+    None,
+    "Not for train and seed-encode: slots of the cache, seconds of sound, or steps of unCLIP.",
+    lower_bound=2,
 )
 _HLO = flags.DEFINE_string("hlo", None, "Writes the compiled program's text (of the last topology) here.")
 _JSON = flags.DEFINE_string("json", None, "Writes all reports here, after each topology.")
@@ -46,6 +49,9 @@ def main(positional: list[str]) -> int:
         checks.check_fields(flags.FLAGS.config, "anygpt_jax.compile_check")
     if not _TOPOLOGY.value:
         raise cli.UserError("Give at least one topology, such as --topology=v5e:8x8.")
+    for flag in (_ROWS, _LENGTH):
+        if flag.value is not None:
+            check_taken(flag.name, _WHAT.value)
     for flag in (_HLO, _JSON):
         if flag.value and not _can_be_written(flag.value):
             raise cli.UserError(f"--{flag.name}={flag.value} cannot be written; give a file's path.")

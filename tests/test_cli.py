@@ -35,6 +35,18 @@ CASES = [
         "it lacks codecs, vocabulary, tokenize; configs of",
     ),
     (
+        "anygpt_jax.compile_check --config=configs/pretrain.py --topology=v5e:1x1 --rows=3",
+        "--rows is for --what=decode, speechtokenizer-encode",
+    ),
+    (
+        "anygpt_jax.compile_check --config=configs/pretrain.py --topology=v5e:1x1 --length=3",
+        "not for --what=train; give a train step's as --config.pack.seq_len",
+    ),
+    (
+        "anygpt_jax.compile_check --what=seed-encode --topology=v5e:1x1 --length=3",
+        "not for --what=seed-encode",
+    ),
+    (
         "anygpt_tokenizers.train --config=configs/tiny.py --data=x --out=y",
         "no config of anygpt_tokenizers.train: it lacks kind, batch_size, save_every; configs of language",
     ),
