@@ -19,9 +19,10 @@ import jax
 from absl import flags
 from anygpt_tokenizers import cli
 
-from anygpt_jax.compilation.programs import PROGRAMS
+from anygpt_jax.compilation.programs import PROGRAMS, check_taken
 from anygpt_jax.compilation.report import DoesNotFit, describe
 from anygpt_jax.compilation.slices import devices_of
+from anygpt_jax.training import checks
 
 _TOPOLOGY = flags.DEFINE_multi_string(
     "topology", [], "CHIP:SHAPE, such as v5e:8x8 (v5e:8x8*2: two slices) or h100:8; may be repeated."
@@ -31,7 +32,10 @@ _WHAT = flags.DEFINE_enum(
 )
 _ROWS = flags.DEFINE_integer("rows", None, "Not for train: rows of the batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer(
-    "length", None, "Not for train: slots of the cache, seconds of sound, or steps of unCLIP.", lower_bound=2
+    "length",
+    None,
+    "Not for train and seed-encode: slots of the cache, seconds of sound, or steps of unCLIP.",
+    lower_bound=2,
 )
 _HLO = flags.DEFINE_string("hlo", None, "Writes the compiled program's text (of the last topology) here.")
 _JSON = flags.DEFINE_string("json", None, "Writes all reports here, after each topology.")
@@ -41,10 +45,13 @@ def main(positional: list[str]) -> int:
     """Prints a report per topology; 1 if one of them is too small."""
     if positional:
         raise cli.UserError(f"Unexpected argument {positional[0]!r}; give everything as --flag=value.")
-    if not flags.FLAGS.config and _WHAT.value in ("train", "decode"):
-        raise cli.UserError("Give a config, such as --config=configs/pretrain.py:v5e-64.")
+    if _WHAT.value in ("train", "decode"):
+        checks.check_fields(flags.FLAGS.config, "anygpt_jax.compile_check")
     if not _TOPOLOGY.value:
         raise cli.UserError("Give at least one topology, such as --topology=v5e:8x8.")
+    for flag in (_ROWS, _LENGTH):
+        if flag.value is not None:
+            check_taken(flag.name, _WHAT.value)
     for flag in (_HLO, _JSON):
         if flag.value and not _can_be_written(flag.value):
             raise cli.UserError(f"--{flag.name}={flag.value} cannot be written; give a file's path.")

@@ -17,6 +17,7 @@ from anygpt_jax.data import defaults, documents, manifest, packing
 def main(_: list[str]) -> None:
     """Packs --tokens and prints the counts of each data set."""
     config, out = flags.FLAGS.config, flags.FLAGS.out
+    cli.check_fields(config, ("codecs", "vocabulary", "instructions", "pack"), "anygpt_jax.pack")
     vocabulary, tokenizer = defaults.build_vocabulary(config.vocabulary, defaults.load_codecs(config.codecs))
     instructions = prompts.load_instructions(config.instructions or None)
     meta = documents.pack_tokens(flags.FLAGS.tokens, out, vocabulary, tokenizer, instructions, **config.pack)

@@ -15,6 +15,7 @@ from anygpt_jax.data import defaults, manifest, tokenizing
 def main(_: list[str]) -> None:
     """Tokenises --manifest and prints what was left out."""
     config, out = flags.FLAGS.config, flags.FLAGS.out
+    cli.check_fields(config, ("codecs", "vocabulary", "tokenize"), "anygpt_jax.tokenize")
     codecs = defaults.load_codecs(config.codecs)
     vocabulary, _ = defaults.build_vocabulary(config.vocabulary, codecs)
     meta = tokenizing.tokenize_manifest(

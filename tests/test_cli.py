@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CODEC = "--config=configs/tokenizers/seed.py:stage1-dummy"
 CASES = [
     ("anygpt_jax.train --config=configs/nowhere.py --workdir=x", "no config file"),
     ("anygpt_jax.train --config=configs/tiny.py:none --workdir=x", "choose nothing, 'long' or 'dummy'"),
@@ -19,6 +20,36 @@ CASES = [
     ("anygpt_jax.export", "--workdir"),
     ("anygpt_jax.pack --tokens=x --out=gs://bucket/packed", "give a directory, then copy it"),
     ("anygpt_jax.export --workdir=x --storage=int3", "storage"),
+    ("anygpt_jax.pack --tokens=x --out=y", "Give a config"),
+    (f"anygpt_jax.train {CODEC} --workdir=x", "no config of anygpt_jax.train: it lacks checkpoint, codecs"),
+    (
+        f"anygpt_jax.compile_check {CODEC} --topology=v5e:1x1",
+        "no config of anygpt_jax.compile_check: it lacks",
+    ),
+    (
+        f"anygpt_jax.pack {CODEC} --tokens=x --out=y",
+        "lacks codecs, vocabulary, instructions, …; configs of codecs",
+    ),
+    (
+        f"anygpt_jax.tokenize {CODEC} --manifest=x --out=y",
+        "it lacks codecs, vocabulary, tokenize; configs of",
+    ),
+    (
+        "anygpt_jax.compile_check --config=configs/pretrain.py --topology=v5e:1x1 --rows=3",
+        "--rows is for --what=decode, speechtokenizer-encode",
+    ),
+    (
+        "anygpt_jax.compile_check --config=configs/pretrain.py --topology=v5e:1x1 --length=3",
+        "not for --what=train; give a train step's as --config.pack.seq_len",
+    ),
+    (
+        "anygpt_jax.compile_check --what=seed-encode --topology=v5e:1x1 --length=3",
+        "not for --what=seed-encode",
+    ),
+    (
+        "anygpt_tokenizers.train --config=configs/tiny.py --data=x --out=y",
+        "no config of anygpt_tokenizers.train: it lacks kind, batch_size, save_every; configs of language",
+    ),
 ]
 
 

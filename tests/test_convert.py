@@ -259,10 +259,48 @@ def test_training_starts_from_imported_parameters_and_resumes_its_own(imported, 
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
     jax.tree.map(close, trained.params, model.params)
     loop.train(run_config(tmp_path / "gone"), str(tmp_path / "run"), data, jax.devices()[:1])
-    config = run_config(imported)
-    config.model.hidden_dim = 128
-    with pytest.raises(UserError, match=r"model.hidden_dim = 96"):
-        loop.train(config, str(tmp_path / "other"), data, jax.devices()[:1])
+
+
+def said_of_training(config, workdir, data):
+    with pytest.raises(UserError) as error:
+        loop.train(config, str(workdir), data, jax.devices()[:1])
+    return str(error.value)
+
+
+def test_parameters_of_another_model_are_refused_with_what_helps_where_they_are(imported, tmp_path):
+    data = TextData(load_model(imported).vocabulary)
+    loop.train(run_config(imported), str(tmp_path / "run"), data, jax.devices()[:1])
+    for name, old, new in [
+        ("hidden_dim", 96, 128),
+        ("norm_eps", 1e-5, 1e-6),
+        ("param_dtype", "float32", "float16"),
+    ]:
+        config = run_config(imported)
+        config.model[name] = new
+        start = said_of_training(config, tmp_path / "new", data)
+        assert f"config.init_from = {imported} have model.{name} = {old} and the config says {new}" in start
+        assert f"set --config.model.{name}={old}, or start from another checkpoint" in start
+        goes_on = said_of_training(config, tmp_path / "run", data)
+        assert f"{tmp_path / 'run'} was made with model.{name} = {old} and the config says {new}" in goes_on
+        assert f"go on with --config.model.{name}={old}, or give another --workdir" in goes_on
+    larger = TextData(data.vocabulary.extend(["<eom>"]))
+    assert said_of_training(run_config(imported), tmp_path / "larger", larger).startswith(
+        "The vocabularies differ"
+    )
+
+
+def test_parameters_of_another_type_are_refused_with_the_command_that_makes_them(llama, tmp_path):
+    import_hf(llama[0], tmp_path / "ckpt", param_dtype="bfloat16")
+    data = TextData(load_model(tmp_path / "ckpt").vocabulary)
+    config = run_config(tmp_path / "ckpt")
+    said = said_of_training(config, tmp_path / "refused", data)
+    assert "set --config.model.param_dtype=bfloat16, or make one of float32 with python -m anygpt_jax" in said
+    command = said[said.index("anygpt_jax.convert") : -1].replace("=DIR", f"={tmp_path / 'float32'}").split()
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    config.init_from = str(tmp_path / "float32")
+    loop.train(config, str(tmp_path / "run"), data, jax.devices()[:1])
+    rows = [load_model(tmp_path / name).params["embedding"] for name in ("ckpt", "run")]
+    np.testing.assert_allclose(np.asarray(rows[0], np.float32), rows[1], atol=1e-6)
 
 
 def test_an_imported_directory_is_no_run_to_continue(imported, tmp_path):

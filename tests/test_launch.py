@@ -115,6 +115,29 @@ def test_the_jobset_asks_for_every_host_of_the_slice(kind, accelerator, hosts):
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] * hosts == {64: 256, 16: 64}[hosts]
 
 
+@pytest.mark.parametrize(
+    ("word", "bucket", "image"),
+    [("on", "123456", "a:"), ("null", "1_000", "123"), ("yes", "2026-11-22", "12:30:45")],
+)
+def test_names_stay_words_in_the_jobset(word, bucket, image):
+    names = [f"--name={word}", f"--account={word}", f"--image={image}", f"--bucket={bucket}"]
+    manifest = _manifest([*names, "--type=v4-128", *TRAIN])
+    (job,) = manifest["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert manifest["metadata"]["name"] == pod["serviceAccountName"] == word
+    assert pod["containers"][0]["image"] == image
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == bucket
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] != "copy"], ids=" ".join)
+def test_a_project_and_a_zone_stay_one_word_each_whatever_is_in_them(command):
+    place = {"--project": "--project=my project", "--zone": "--zone=*"}
+    words = [place.get(word.partition("=")[0], word) for word in command]
+    for line in _tpu(words, "--dry-run").stdout.splitlines():
+        if line.startswith("+ gcloud"):
+            assert set(place.values()) <= set(shlex.split(line))
+
+
 def test_a_jobset_begins_again_after_a_lost_host_but_not_after_what_would_repeat():
     spec = _manifest([*RUN, "--restarts=7", *TRAIN])["spec"]
     policy, (job,) = spec["failurePolicy"], spec["replicatedJobs"]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import optax
 import pytest
 from anygpt_tokenizers.cli import UserError
 from fake_data import FakeData, small_vocabulary
+from test_packing import pack
 
 from anygpt_jax import allocator, sharding
 from anygpt_jax.checkpoint import JointCheckpoint, abstract_params
@@ -240,6 +242,34 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tmp_path):
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
     assert [row["step"] for row in curve(tmp_path / "a")] == [5, 10, 15, 20]
+
+
+def test_an_evaluation_is_logged_when_it_is_due_whatever_log_every_says(tmp_path):
+    pack(tmp_path, [7, 9, 12, 14] * 20)
+
+    def run(name, log_every):
+        packed = str(tmp_path / "packed")
+        config = dummy_config(steps=13, log_every=log_every, checkpoint__every=7, pack__seq_len=32)
+        config.data.dir = packed
+        config.eval.update({"dir": packed, "every": 3, "batches": 1})
+        loop.train(config, tmp_path / name, devices=one_device())
+        return {row.pop("step"): row for row in curve(tmp_path / name)}
+
+    each, rows = run("each", 1), run("run", 2)
+    assert list(rows) == [2, 3, 4, 6, 8, 9, 10, 12, 13]
+    assert [step for step, row in rows.items() if "eval/loss" in row] == [3, 6, 9, 12, 13]
+    # Its row holds what was not logged yet, as every other's does.
+    assert all(rows[step] == each[step] for step in (3, 4, 9, 10, 13))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "13")
+    assert run("run", 2) == rows  # resumed from step 7, whose sums are no row's yet
+
+
+def test_where_there_is_no_directory_to_evaluate_on_nothing_is_evaluated(tmp_path):
+    rows = [
+        loop.train(dummy_config(steps=4, eval__every=every), tmp_path / str(every), FakeData(), one_device())
+        for every in (0, 3)
+    ]
+    assert rows[0].keys() == rows[1].keys() and [row["step"] for row in curve(tmp_path / "3")] == [4]
 
 
 def test_a_finished_run_that_is_run_again_does_nothing(tmp_path):

@@ -172,6 +172,28 @@ def test_packed_data_in_a_bucket_have_to_be_mounted():
         loop.open_data("gs://bucket/packed", {}, 8, 0, 32)
 
 
+@pytest.mark.parametrize(
+    ("directory", "sentence"),
+    [
+        ("nowhere", r"no packed data at '.*nowhere'; .* --config.eval.dir=DIR"),
+        (".", "no packed data at .* --config.eval.dir=DIR"),
+        ("packed", "'.*packed' have 32 tokens and .*seq_len = 16; .* give other data as --config.eval.dir"),
+        ("gs://bucket/packed", "mount the bucket .* --config.eval.dir"),
+    ],
+)
+def test_what_cannot_be_evaluated_on_is_said_before_anything_is_made(tmp_path, directory, sentence):
+    pack(tmp_path, [7, 9, 12] * 8)
+    path = directory if "://" in directory else str(tmp_path / directory)
+    config = dummy_config(eval__dir=path, eval__every=2, pack__seq_len=16)
+    with pytest.raises(UserError, match=sentence):
+        loop.train(config, tmp_path / "run", FakeData(seq_len=16), one_device())
+    config.pack.seq_len = 32
+    if directory == "packed":
+        with pytest.raises(UserError, match=r"vocabularies differ: .* in config.eval.dir = .*packed"):
+            loop.train(config, tmp_path / "run", FakeData(), one_device())
+    assert not (tmp_path / "run").exists()
+
+
 def test_rows_of_another_length_than_the_config_says_are_refused(tmp_path):
     pack(tmp_path, [7, 9, 12] * 8)
     config = dummy_config(data__dir=str(tmp_path / "packed"), pack__seq_len=64)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from anygpt_tokenizers.cli import UserError
+
 from anygpt_jax.compilation.codec_check import (
     check_seed_encode,
     check_sound,
@@ -21,7 +23,7 @@ def _sound(codec: str, method: str) -> Check:
 
 
 # name → (config, topology, rows, length) → report and program text. Rows and length are None where the user
-# gave none; a train step has them in its config.
+# gave none.
 PROGRAMS: dict[str, Check] = {
     "train": lambda config, topology, rows, length: check_train_step(config, topology),
     "decode": lambda config, topology, rows, length: check_decode(
@@ -36,3 +38,16 @@ PROGRAMS: dict[str, Check] = {
         topology, rows or 4, length or 20
     ),
 }
+
+# Flags that a program has no use for.
+NOT_TAKEN = {"train": ("rows", "length"), "seed-encode": ("length",)}
+
+
+def check_taken(flag: str, program: str) -> None:
+    """UserError if `program` has no use for --rows or --length, whichever `flag` is."""
+    if flag not in NOT_TAKEN.get(program, ()):
+        return
+    takers = ", ".join(name for name in PROGRAMS if flag not in NOT_TAKEN.get(name, ()))
+    own = {"rows": "data.batch_size", "length": "pack.seq_len"}[flag]
+    instead = f"give a train step's as --config.{own}" if program == "train" else "leave it out"
+    raise UserError(f"--{flag} is for --what={takers}, not for --what={program}; {instead}.")

@@ -4,14 +4,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from anygpt_tokenizers import cli
 from anygpt_tokenizers.cli import UserError
 from flax import traverse_util
 
 from anygpt_jax import distributed
 from anygpt_jax.model.config import DecoderConfig
+from anygpt_jax.training import defaults
 
 # Counts that have a least value, and the numbers of the optimizer and of the loss by what they have to be.
 _LEAST = {
@@ -35,6 +37,11 @@ _FRACTIONS = {"optimizer.warmup": "of config.steps", "optimizer.final": "of the 
 _DECAYS = ("optimizer.b1", "optimizer.b2")
 _MULTIPLES = ("optimizer.skip_spikes", "optimizer.skip_loss_spikes")
 _WEIGHTS = ("loss_weights", "direction_weights")
+
+
+def check_fields(config: Any, program: str = "anygpt_jax.train") -> None:
+    """UserError if the config has not all the fields of training/defaults.py."""
+    cli.check_fields(config, defaults.get_config(), program)
 
 
 def check_numbers(config: Any) -> None:
@@ -68,15 +75,36 @@ def check_numbers(config: Any) -> None:
 
 
 def check_model(model: DecoderConfig, saved: Mapping[str, Any], workdir: str | os.PathLike) -> None:
-    """UserError if the parameters saved in `workdir` are of another model; `saved`: its config's fields."""
+    """UserError if the run that goes on in `workdir` is of another model; `saved`: its config's fields."""
+    for name, old, new in _differences(model, saved):
+        raise UserError(
+            f"The checkpoint in {workdir} was made with model.{name} = {old} and the config says {new}; go "
+            f"on with --config.model.{name}={old}, or give another --workdir."
+        )
+
+
+def check_start(model: DecoderConfig, saved: Mapping[str, Any], workdir: str | os.PathLike) -> None:
+    """UserError if the parameters in `workdir`, which a new run starts from, are of another model."""
+    for name, old, new in _differences(model, saved):
+        other = "start from another checkpoint"
+        if name == "param_dtype" and new != "float16":  # which convert does not write
+            other = (
+                f"make one of {new} with python -m anygpt_jax.convert grow --src={workdir} "
+                f"--vocabulary={workdir} --param_dtype={new} --out=DIR"
+            )
+        raise UserError(
+            f"The parameters in config.init_from = {workdir} have model.{name} = {old} and the config says "
+            f"{new}; set --config.model.{name}={old}, or {other}."
+        )
+
+
+def _differences(model: DecoderConfig, saved: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(field, the saved value, the model's) of each difference that parameters cannot bear."""
     # Only what shapes the parameters has to agree; precision, tiles and recomputation may change.
     free = ("dtype", "remat_policy", "scan_unroll", "attention_blocks", "attention", "loss_tile")
     for name, value in model.to_dict().items():
         if name not in free and value != saved[name]:
-            raise UserError(
-                f"The checkpoint in {workdir} was made with model.{name} = {saved[name]} and the config says "
-                f"{value}; use the old value or another --workdir."
-            )
+            yield name, saved[name], value
 
 
 def check_continues(

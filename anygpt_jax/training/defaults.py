@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
     config = data_defaults.get_config()
     config.seed = 0
     config.steps = 1000
-    config.log_every = 10
+    config.log_every = 10  # steps; a row is also logged where an evaluation is due
     # A checkpoint each `every` steps and, with `minutes`, at the first logged step so long after another.
     # The newest `keep` stay, and for good those of steps that are multiples of `keep_every`, itself one of
     # `every` (0: of none).
@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
 
     # Packed data (anygpt_jax.pack). A mixture names data sets and sampling weights; empty takes all by size.
     config.data = {"dir": "", "mixture": {}, "batch_size": 16, "prefetch": 4}
-    # The loss on another packed directory every so many steps; 0 or an empty directory: never.
+    # The loss on another packed directory every so many steps and at the end; 0 or an empty directory: never.
     config.eval = {"dir": "", "every": 0, "batches": 8}
 
     # vocab_size and num_real_rows always come from the data's vocabulary.

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from anygpt_jax import distributed, integrity, sharding, storage
 from anygpt_jax.checkpoint import JointCheckpoint, describe_model, write_companions
+from anygpt_jax.data import packing
 from anygpt_jax.data.pipeline import PackedData
 from anygpt_jax.model import attention
 from anygpt_jax.model.config import DecoderConfig
@@ -47,6 +48,7 @@ def train(
       UserError: the config, the data or the checkpoint do not fit. DivergedError, StoppedError: see there.
     """
     workdir = storage.locate(workdir)
+    checks.check_fields(config)
     checks.check_numbers(config)
     distributed.preflight(workdir, config)
     source, length = config.data, config.pack.seq_len
@@ -71,6 +73,7 @@ def _set_up(
     """Everything that the loop needs, and the state of the step it begins at; `stack` holds the directory."""
     # ---------------------------------------------------------------- model, mesh, optimizer
     vocabulary, objective = data.vocabulary, Objective.from_config(config, data.vocabulary)
+    evaluated = _open_evaluated(config, vocabulary)
     model = model_config(config.model, vocabulary)
     mesh = sharding.make_mesh(config.mesh, devices)
     accumulation = config.optimizer.accumulation
@@ -109,7 +112,7 @@ def _set_up(
         accumulation,
         config.scoped_vmem_kib,
     )
-    evaluate = _make_evaluation(config, settled, objective, vocabulary, mesh)
+    evaluate = evaluated and _make_evaluation(evaluated, config, settled, objective, mesh)
     peak = metrics_log.peak_flops_per_device(mesh.devices.flat[0], config.peak_flops)
     rate = metrics_log.Rate(
         model.train_flops_per_token(data.seq_len) * math.prod(shape), peak and peak * mesh.size
@@ -128,7 +131,7 @@ class _Run:
     objective: Objective
     mesh: Mesh
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[Any], dict[str, float]]
+    evaluate: Callable[[Any], dict[str, float]] | None  # None: never
     checkpoint: JointCheckpoint
     meta: dict[str, Any]  # what every checkpoint says about itself
     rate: metrics_log.Rate
@@ -152,7 +155,7 @@ class _Run:
             self.log.advance(step)
 
             last = step == config.steps
-            log_now = step % config.log_every == 0 or last
+            log_now = step % config.log_every == 0 or last or self.evaluation_is_due(step)
             stopping = stop.agreed(step)
             save_now = step % config.checkpoint.every == 0 or last or stopping or (log_now and timer.due())
             if log_now or save_now:
@@ -173,15 +176,18 @@ class _Run:
         self.checkpoint.wait()
         return row
 
+    def evaluation_is_due(self, step: int) -> bool:
+        """Each config.eval.every steps and after the last one, if there is anything to evaluate on."""
+        return bool(self.evaluate) and (step % self.config.eval.every == 0 or step == self.config.steps)
+
     def write_row(
         self, state: TrainState, record: dict[str, jax.Array], step: int
     ) -> tuple[TrainState, dict[str, float]]:
         """Logs what was added up since the last row: (state with sums of zero, the row)."""
-        config = self.config
         row = metrics_log.summarise(state.sums, self.objective.modalities, self.objective.directions)
         row |= {name: float(record[name]) for name in ("grad_norm", "learning_rate")}
         row |= self.rate.measure(float(state.sums.tokens))
-        if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+        if self.evaluation_is_due(step):
             row |= self.evaluate(state.params)
         self.log.write(step, row)
         # From the host: with one device per process what jax 0.10.2 makes of its own cannot be saved.
@@ -205,28 +211,34 @@ def _log_directory(workdir: epath.Path) -> epath.Path:
     return workdir if distributed.is_primary() else workdir / "hosts" / str(jax.process_index())
 
 
-def open_data(directory: str, mixture: Any, batch_size: int, seed: int, seq_len: int) -> PackedData:
-    """The packed data of a directory; a UserError says where to get some.
+def open_data(
+    directory: str, mixture: Any, batch_size: int, seed: int, seq_len: int, field: str = "data.dir"
+) -> PackedData:
+    """The packed data of the directory that config.`field` names; a UserError says where to get some.
 
     Also if its rows have not `seq_len` tokens: that run would not be the one that compile_check compiled.
     """
     storage.refuse_address(
         directory,
         "ArrayRecord reads local files: mount the bucket (with gcsfuse, as launch/ does) and give the path "
-        "where it is mounted as --config.data.dir",
+        f"where it is mounted as --config.{field}",
     )
-    if not directory or not os.path.isdir(directory):
+    if not os.path.isfile(os.path.join(directory, packing.META)):
         raise UserError(
             f"There is no packed data at {directory!r}; make it with python -m anygpt_jax.pack and give its "
-            "directory as --config.data.dir=DIR."
+            f"directory as --config.{field}=DIR."
         )
     data = PackedData(
         directory, dict(mixture) or None, batch_size, seed, jax.process_index(), jax.process_count()
     )
     if data.seq_len != seq_len:
+        other = {
+            "data.dir": f"train with --config.pack.seq_len={data.seq_len}",
+            "eval.dir": "give other data as --config.eval.dir",
+        }[field]
         raise UserError(
             f"The rows of {directory!r} have {data.seq_len} tokens and config.pack.seq_len = {seq_len}; pack "
-            f"with the config that trains, or train with --config.pack.seq_len={data.seq_len}."
+            f"with the config that trains, or {other}."
         )
     return data
 
@@ -280,7 +292,6 @@ def initial_parameters(
     difference (an imported checkpoint knows none).
     """
     saved, theirs, _, step = describe_model(workdir)
-    checks.check_model(model, saved.to_dict(), workdir)
     hashes = {
         name: dataclasses.replace(entry, codec_hash=vocabulary.modalities[name].codec_hash)
         for name, entry in theirs.modalities.items()
@@ -288,6 +299,7 @@ def initial_parameters(
     }
     theirs = dataclasses.replace(theirs, modalities=theirs.modalities | hashes)
     vocabulary.check(theirs, here="the packed data", there=f"config.init_from = {workdir}")
+    checks.check_start(model, saved.to_dict(), workdir)
     checkpoint = JointCheckpoint(workdir, keep=None)
     try:
         return checkpoint.restore_params(step, abstract)
@@ -295,14 +307,20 @@ def initial_parameters(
         checkpoint.close()
 
 
+def _open_evaluated(config: Any, vocabulary: Vocabulary) -> PackedData | None:
+    """The data of config.eval, which have to be of the training data's vocabulary; None: never evaluate."""
+    if not (config.eval.every and config.eval.dir):
+        return None
+    rows, length = config.data.batch_size, config.pack.seq_len
+    data = open_data(config.eval.dir, {}, rows, seed=0, seq_len=length, field="eval.dir")
+    vocabulary.check(data.vocabulary, here="the training data", there=f"config.eval.dir = {config.eval.dir}")
+    return data
+
+
 def _make_evaluation(
-    config: Any, model: DecoderConfig, objective: Objective, vocabulary: Vocabulary, mesh: Mesh
+    data: PackedData, config: Any, model: DecoderConfig, objective: Objective, mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
-    """A function of parameters: mean losses over config.eval.batches batches, named eval/…."""
-    if not config.eval.every:
-        return lambda params: {}
-    data = open_data(config.eval.dir, {}, config.data.batch_size, seed=0, seq_len=config.pack.seq_len)
-    vocabulary.check(data.vocabulary, here="the training data", there=config.eval.dir)
+    """A function of parameters: mean losses over config.eval.batches batches of `data`, named eval/…."""
     eval_step = make_eval_step(model, objective, mesh, config.rules)
 
     def evaluate(params: Any) -> dict[str, float]:

@@ -34,13 +34,10 @@ environment_name() {
   case "$1" in project | zone | type | bucket) echo " (or \$TPU_${1^^})" ;; esac
 }
 
-place() { echo "--project=$project" "--zone=$zone"; }
-
 on_workers() {
   local workers="$1"
   shift
-  # shellcheck disable=SC2046  # two words
-  step gcloud compute tpus tpu-vm ssh "$name" $(place) "--worker=$workers" "--command=$*"
+  step gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" "--worker=$workers" "--command=$*"
 }
 
 base_image() {
@@ -54,7 +51,7 @@ base_image() {
 
 create() {
   need name project zone type
-  local options=("--project=$project" "--zone=$zone" "--accelerator-type=$type")
+  local options=("${place[@]}" "--accelerator-type=$type")
   local image="${version:-$(base_image)}"
   [ -z "$spot" ] || options+=(--spot)
   confirm "Create the TPU slice $name ($type${spot:+, spot}) in $zone of $project? It is billed until it is deleted."
@@ -69,8 +66,7 @@ status() {
   need name project zone
   local kind=tpu-vm
   [ -z "$queued" ] || kind="queued-resources"
-  # shellcheck disable=SC2046
-  step gcloud compute tpus "$kind" describe "$name" $(place) "--format=value(state)"
+  step gcloud compute tpus "$kind" describe "$name" "${place[@]}" "--format=value(state)"
 }
 
 install() {
@@ -80,8 +76,7 @@ install() {
   # shellcheck disable=SC2016  # the inner shell expands these
   step bash -c 'edits="$(git stash create)" && git archive --format=tar.gz "--output=$0" "${edits:-HEAD}"' "$archive"
   [ -n "$dry_run" ] || name_untracked
-  # shellcheck disable=SC2046
-  step gcloud compute tpus tpu-vm scp "$archive" "$name:anygpt_jax.tar.gz" $(place) --worker=all
+  step gcloud compute tpus tpu-vm scp "$archive" "$name:anygpt_jax.tar.gz" "${place[@]}" --worker=all
   # shellcheck disable=SC2016  # the hosts expand these
   on_workers all 'mkdir -p anygpt_jax && tar -xzf anygpt_jax.tar.gz -C anygpt_jax && cd anygpt_jax &&' \
     'curl -LsSf https://astral.sh/uv/install.sh | sh && export PATH="$HOME/.local/bin:$PATH" &&' \
@@ -130,11 +125,10 @@ copy() {
 delete() {
   need name project zone
   confirm "Delete the TPU slice $name in $zone of $project? What is not in the bucket is lost."
-  # shellcheck disable=SC2046
   if [ -n "$queued" ]; then
-    step gcloud compute tpus queued-resources delete "$name" $(place) --force --quiet
+    step gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
   else
-    step gcloud compute tpus tpu-vm delete "$name" $(place) --quiet
+    step gcloud compute tpus tpu-vm delete "$name" "${place[@]}" --quiet
   fi
 }
 
@@ -145,6 +139,7 @@ case "$command" in
   create | status | install | run | logs | stop | copy | delete)
     parse "$@"
     check_names
+    place=("--project=$project" "--zone=$zone")
     check worker '0|[1-9][0-9]*' "host's number"
     cd "$(dirname "${BASH_SOURCE[0]}")/../.."
     [ -n "$dry_run" ] || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"

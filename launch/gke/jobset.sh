@@ -56,6 +56,7 @@ yaml_arguments() {
   done
 }
 
+# Words that were given are quoted: YAML reads on as true, 123456 as a number. No quotes are in them (check).
 jobset() {
   local accelerator topology hosts
   read -r accelerator topology hosts <<<"$(slice_of)"
@@ -63,7 +64,7 @@ jobset() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: '$name'
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -95,14 +96,14 @@ spec:
                 gke-gcsfuse/volumes: "true"
             spec:
               restartPolicy: Never
-              serviceAccountName: $account
+              serviceAccountName: '$account'
               terminationGracePeriodSeconds: 300
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: $accelerator
                 cloud.google.com/gke-tpu-topology: $topology
               containers:
                 - name: train
-                  image: $image
+                  image: '$image'
                   command:
                     - python
                     - -m
@@ -123,7 +124,7 @@ $(yaml_arguments)
                   csi:
                     driver: gcsfuse.csi.storage.gke.io
                     volumeAttributes:
-                      bucketName: $bucket
+                      bucketName: '$bucket'
                       mountOptions: implicit-dirs
 YAML
 }

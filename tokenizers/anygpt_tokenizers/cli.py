@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -41,6 +41,23 @@ def define_config_flag(name: str = "config", default: str | None = None, help: s
     # absl would load a default right here, where nobody catches a mistake in it; `run` puts it in instead.
     config_flags.DEFINE_config_file(name, None, f"{help}: FILE.py or FILE.py:ARGUMENT", lock_config=True)
     _CONFIG_DEFAULTS[name] = default
+
+
+def check_fields(config: config_dict.ConfigDict | None, needed: Iterable[str], program: str) -> None:
+    """UserError if `config` lacks a field that `program` needs: it is then another program's."""
+    if config is None:
+        raise UserError("Give a config, such as --config=configs/tiny.py.")
+    lacking = [name for name in needed if name not in config]
+    if not lacking:
+        return
+    if "kind" in config:
+        advice = "configs of codecs are for python -m anygpt_tokenizers.train"
+    elif "model" in config:
+        advice = "configs of language models are for anygpt_jax, such as python -m anygpt_jax.train"
+    else:
+        advice = "start from one in configs/"
+    shown = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
+    raise UserError(f"This is no config of {program}: it lacks {shown}; {advice}.")
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:

@@ -35,6 +35,7 @@ Examples = Sequence
 # keep_in_memory is none of those: it decides whether the held-out tenth is of all files or of usable ones.
 CHANGE_NO_STEP = ("log_every", "save_every", "evaluate_clips", "evaluate_pictures")
 COUNTS = (*CHANGE_NO_STEP, "batch_size")
+IN_EVERY_FAMILY = ("kind", "seed", "steps", "batch_size", "log_every", "save_every", "optimizer")
 SIZES = ("image_size", "patch_size", "filters", "groups")  # of config.codec
 
 
@@ -186,7 +187,8 @@ def train_codec(
 
 
 def check_settings(config: config_dict.ConfigDict) -> None:
-    """UserError names a number in the config with which no family can train."""
+    """UserError names a number in the config with which no family can train, or a missing field."""
+    cli.check_fields(config, IN_EVERY_FAMILY, "anygpt_tokenizers.train")
     check_kind("config.steps", config.steps, int, zero=True)
     codec = config.get("codec", {})
     for place, fields, names in [("config", config, COUNTS), ("config.codec", codec, SIZES)]:
