@@ -122,9 +122,9 @@ def skip_spikes(
     """Leaves out the updates whose gradient norm or loss is over its multiple of its running mean; 0: never.
 
     Parameters and `inner`'s state then stay as they are, but for the learning rate's place in its schedule. A
-    spike enters the means cut to its multiple of them: one hardly moves them, while of a change that lasts
-    they learn (of one to ten times the value, with a multiple of 5, within ten steps). The first SPIKE_WARMUP
-    steps are never left out, nor is what is not finite: such a run has to stop.
+    spike enters the means cut to its limit: one hardly moves them, but a change that lasts is learnt (one to
+    ten times the value, where the multiple is 5, in nine steps). The first SPIKE_WARMUP steps are never left
+    out, nor is what is not finite: such a run has to stop.
     """
     multiples = np.array([norm_multiple or np.inf, loss_multiple or np.inf], np.float32)
 
